@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="report all mistakes of the configuration")
     _config(check)
     check.add_argument("--live", action="store_true", help="ask every provider whether it has the models of the chains")
-    check.add_argument("--offline-ok", action="store_true", help="with --live: accept providers that cannot be reached")
+    check.add_argument("--offline-ok", action="store_true", help="with --live: accept what cannot be reached")
     check.add_argument(
         "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
     )

@@ -21,6 +21,7 @@ from manallm_proxy.contract.provider import ModelInfo, ModelList
 from tests.command import PIPE, start
 from tests.ports import free_port
 from tests.proxy import openai, proxy, run, settings, written
+from tests.redis_server import redis_server
 from tests.upstreams import Connection, answers, each, upstream
 
 pytestmark = pytest.mark.built_in
@@ -322,3 +323,21 @@ async def test_a_missing_model_speaks_against_no_provider(tmp_path: Path) -> Non
             health = (await p.get("/v1/health"))[1]
             assert (health["status"], health["providers"]["box"]["status"]) == ("healthy", "healthy")
             assert health["providers"]["box"]["targets"]["gone"]["status"] == "unhealthy"
+
+
+def test_a_live_check_asks_shared_state_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests go on without it, so nothing else says before they come that limits are each process's own."""
+    path = tmp_path / "proxy.yaml"
+
+    def checked(url: str, *, offline_ok: bool = False) -> tuple[int, str]:
+        path.write_text(written(settings({"a": {"kind": "loopback"}}, ["a/m"], state=url)))
+        code = check(str(path), True, {}, offline_ok=offline_ok)
+        return code, capsys.readouterr().out.splitlines()[-1].replace(str(tmp_path), "")
+
+    with redis_server(tmp_path, "word") as redis:
+        assert checked(redis.url) == (0, "state: unix:///redis.sock: alive")
+        refused = "state: unix:///redis.sock: refuses the user or the password; until it is there, nothing is shared"
+        assert checked(redis.url_with("wrong")) == (1, refused)
+        assert checked(redis.url_with("wrong"), offline_ok=True) == (0, refused)
+        redis.kill()
+        assert checked(redis.url) == (1, refused.replace("refuses the user or the password", "cannot be reached"))

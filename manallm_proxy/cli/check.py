@@ -77,6 +77,9 @@ async def _live(config: Config, offline_ok: bool) -> int:
         print(line)
     for provider, verdict in verdicts.items():
         print(f"providers.{provider}: {verdict.text}")
+    if (shared := await _ask_state(generation)) is not None:
+        print(f"state: {shared.text}")
+        found.append(shared)
     await generation.close()
     wrong = any(verdict.state == "wrong" or (verdict.state == "away" and not offline_ok) for verdict in found)
     return 1 if missing or differing or windows or wrong else 0
@@ -139,6 +142,17 @@ async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str |
 def _embeds(generation: Generation, entry: Entry) -> bool:
     listed = generation.catalog.find(entry.target)
     return listed is not None and "completion" not in (listed.capabilities or {"completion"})
+
+
+async def _ask_state(generation: Generation) -> Verdict | None:
+    """The verdict on the server through which instances share state, if there is one."""
+    link = generation.answers.link
+    if link is None:
+        return None
+    why = await link.why_down(generation.config.health.probe_timeout)
+    if why is None:
+        return Verdict("alive", f"{link.name}: alive")
+    return Verdict("away", f"{link.name}: {why}; until it is there, nothing is shared")
 
 
 async def _ask(generation: Generation, name: str) -> Verdict:

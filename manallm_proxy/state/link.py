@@ -110,6 +110,19 @@ class Link:
             self._refusals.add(refusal)
             self.observe(StateChanged(self.name, is_well=False, detail=f"refuses what it is told ({refusal})"))
 
+    async def why_down(self, seconds: float) -> str | None:
+        """Why the server does not answer a ping within `seconds`, in our own words; None if it does."""
+        client: Any = None
+        try:
+            async with asyncio.timeout(seconds):
+                client = self.open_client()
+                await client.ping()
+        except Exception as error:
+            return _why(error, seconds)
+        finally:
+            self._leave(client)
+        return None
+
     async def close(self) -> None:
         """Harmless when repeated."""
         self._closed = True
@@ -207,8 +220,9 @@ def _refusal(error: Exception) -> str | None:
     return word if word.isalpha() and word.isupper() and len(word) <= 16 else "ERR"
 
 
-def _why(error: Exception) -> str:
-    """The failure in our own words, since the library's may contain an address with a password."""
+def _why(error: Exception, seconds: float | None = None) -> str:
+    """The failure in our own words, since the library's may contain an address with a password. `seconds`: what it had
+    to answer, if that was not BUDGET."""
     names: set[str] = set()
     link: BaseException | None = error
     while link is not None:
@@ -217,7 +231,7 @@ def _why(error: Exception) -> str:
     if names & {"AuthenticationError", "AuthorizationError"}:
         return _NO_ENTRY
     if names & {"TimeoutError"}:
-        return f"no answer within {BUDGET * 1000:g} ms"
+        return f"no answer within {(BUDGET if seconds is None else seconds) * 1000:g} ms"
     if names & {"ConnectionError", "OSError"}:
         return "cannot be reached"
     return type(error).__name__
