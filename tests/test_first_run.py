@@ -313,6 +313,14 @@ async def test_a_variable_that_names_no_file_is_a_mistake(tmp_path: Path) -> Non
         assert (code, output) == (78, f"MANALLM_CONFIG names {tmp_path}/none.yaml, and there is no such file\n")
 
 
+async def test_explain_notes_a_model_that_is_not_listed(tmp_path: Path) -> None:
+    """It would be asked for all the same, since lists may lack what is there; but nobody should take it for well."""
+    async with upstream(tags("smol")) as box:
+        async with proxy(settings({"box": ollama(box.url)}, ["box/gone", "box/smol"]), tmp_path) as p:
+            rows = (await p.get("/v1/explain"))[1]["chain"]
+    assert [(row["usable"], row["detail"]) for row in rows] == [(True, "box does not list it"), (True, None)]
+
+
 async def test_a_missing_model_speaks_against_no_provider(tmp_path: Path) -> None:
     """Where the walk may pass it over, the provider is as healthy as before."""
     async with upstream(tags("smol")) as box:

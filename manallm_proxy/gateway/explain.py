@@ -86,7 +86,7 @@ def _unable(generation: Generation, entry: Entry, endpoint: Endpoint) -> str:
 def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:
     target = entry.target
     price = generation.price_of(entry)
-    detail = _on_trial(generation, target) if skip is None else _why(generation, target, skip)
+    detail = _remark(generation, target) if skip is None else _why(generation, target, skip)
     reason = skip.reason if skip is not None else None
     again_in = skip.again_in if skip is not None else None
     again = round(again_in, 1) if again_in is not None else None
@@ -110,8 +110,14 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
     return f"{cause}; {when}" if cause else when
 
 
-def _on_trial(generation: Generation, target: Target) -> str | None:
+def _remark(generation: Generation, target: Target) -> str | None:
+    """What an operator should know of a target that would be asked, if anything."""
     health = generation.registry.providers[target.provider]
     circuits = (health.provider, health.targets.get(target.model))
     half_open = any(circuit is not None and circuit.is_open for circuit in circuits)
-    return "its rest is over: the next request is its trial" if half_open else None
+    if half_open:
+        return "its rest is over: the next request is its trial"
+    lists = generation.config.providers[target.provider].kind != "loopback" and generation.catalog.knows(
+        target.provider
+    )
+    return f"{target.provider} does not list it" if lists and generation.catalog.find(target) is None else None
