@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ from manallm_proxy.http_client.response import READ_HIGH_WATER, Response
 from tests import upstreams
 from tests.cases import each_with_each
 from tests.upstreams import Seen, each, upstream
+from tests.waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -361,6 +363,32 @@ async def test_a_wait_has_an_end() -> None:
         took = await asyncio.gather(waits(0.3), waits(0.1), waits(0.2))
         assert all(seconds <= took[at] for at, seconds in enumerate((0.3, 0.1, 0.2)))
         await pool.close()
+
+
+def test_waits_that_end_at_once_have_an_end_too() -> None:
+    """For what is due uvloop makes a handle without a time: with two such waits in a turn the second one failed."""
+
+    async def silent(connection: upstreams.Connection) -> None:
+        await connection.request()
+        await connection.gone()
+
+    async def main() -> None:
+        async with upstream(silent) as server:
+            pool = Pool(Address("gpu", server.url))
+            asking = [asyncio.ensure_future(pool.request("GET", "x", request_id=None, connect=5)) for _ in range(3)]
+            await until(lambda: len(pool._open) == len(asking))
+            now = asyncio.get_running_loop().time()
+            for connection in list(pool._open):
+                response = connection._response
+                assert response is not None
+                response._deadline = now
+                connection.watch(now)
+            for outcome in await asyncio.gather(*asking, return_exceptions=True):
+                assert isinstance(outcome, TimeoutError)
+            await pool.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 @asynccontextmanager

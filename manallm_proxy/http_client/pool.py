@@ -54,6 +54,8 @@ class Pool:
     _lookup: asyncio.Task[Sequence[AddrInfo]] | None = field(default=None, repr=False)
     _sweep_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     _deadline_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+    _deadline: float = 0.0
+    """When that fires. uvloop's handle of what is due within half a millisecond does not say it."""
 
     def __attrs_post_init__(self) -> None:
         self._url = url = URL(self.address.base_url)
@@ -171,9 +173,10 @@ class Pool:
 
     def watch(self, deadline: float) -> None:
         """Uses one timer for all connections; `asyncio.timeout` would cost 6 µs per request."""
-        if self._deadline_timer is None or deadline < self._deadline_timer.when():
+        if self._deadline_timer is None or deadline < self._deadline:
             if self._deadline_timer is not None:
                 self._deadline_timer.cancel()
+            self._deadline = deadline
             self._deadline_timer = asyncio.get_running_loop().call_at(deadline, self._expire)
 
     def _expire(self) -> None:
