@@ -322,7 +322,6 @@ def test_a_legacy_completion() -> None:
         "options": {"num_predict": 9},
     }
     assert sent({"prompt": ["one"]}, Endpoint.COMPLETIONS)["prompt"] == "one"
-    assert sent({"prompt": None}, Endpoint.COMPLETIONS)["prompt"] == ""
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.large import is_large
+from manallm_proxy.openai.reasoning import effort_of_budget
 from manallm_proxy.openai.request import made_request, refuse_case_variants
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
@@ -30,8 +31,6 @@ _FIELDS: Final = {
     "tools": "tools",
 }
 """A chat's fields -> their names in this API."""
-_MEDIUM_FROM, _HIGH_FROM = 4096, 16384
-"""Min thinking budgets, in tokens, that count as medium and as high effort."""
 
 
 class ThreadsUnsupported(InvalidRequest):
@@ -130,7 +129,7 @@ def _thinking(asked: Fields) -> tuple[Thinking, str | None]:
             return Thinking(shown=False, signed=False), "none"
         case "enabled":
             budget = required(wanted, "budget_tokens", int, "thinking.")
-            return Thinking(shown), "low" if budget < _MEDIUM_FROM else "medium" if budget < _HIGH_FROM else "high"
+            return Thinking(shown), effort_of_budget(budget)
         case "adaptive" | "between_tools":
             return Thinking(shown), None
     raise wrong("thinking.type", "'enabled', 'disabled', 'adaptive' or 'between_tools'")

@@ -15,6 +15,7 @@ from attrs import field
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.assistant_message import assistant_content, shown_images
 from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import DecodeErrors, decode, replace_lone_surrogates
@@ -40,6 +41,8 @@ class Conversation:
     _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
     """Id of a tool call -> its name. A repeated id means the later call."""
+    _result_place: int = 0
+    """The index in the last content's parts for the next result of a tool."""
     has_broken_arguments: bool = False
 
     @classmethod
@@ -69,7 +72,7 @@ class Conversation:
             case "assistant":
                 self._say("model", self._said(message, path))
             case "tool":
-                self._say("user", [self._result(message, path)])
+                self._answer(*self._result(message, path))
             case _:
                 raise wrong(path + "role", " or ".join(repr(known) for known in _ROLES))
 
@@ -84,10 +87,23 @@ class Conversation:
             self.contents[-1]["parts"] += parts
         else:
             self.contents.append({"role": role, "parts": parts})
+        self._result_place = len(self.contents[-1]["parts"])
+
+    def _answer(self, result: Fields, others: list[Fields]) -> None:
+        """Adds a tool's `result` next to those before it; `others`, which it cannot hold, come after all of them."""
+        if not self.contents or self.contents[-1]["role"] != "user":
+            self.contents.append({"role": "user", "parts": []})
+            self._result_place = 0
+        parts = self.contents[-1]["parts"]
+        parts.insert(self._result_place, result)
+        parts += others
+        self._result_place += 1
 
     def _said(self, message: Fields, path: str) -> list[Fields]:
-        content = message.get("content")
-        parts = [] if content in (None, "") else _parts(content, path + "content")
+        content, at = assistant_content(message, path, "Gemini")
+        parts = [] if content in (None, "") else _parts(content, at)
+        for url, at in shown_images(message, path):
+            parts.append(_inline(url, at) | ({"thoughtSignature": _ANY_SIGNATURE} if self.signed else {}))
         calls = all_of(dict, optional(message, "tool_calls", list, path) or [], path + "tool_calls")
         for n, call in enumerate(calls):
             parts.append(self._call(call, f"{path}tool_calls[{n}]", is_first=n == 0))
@@ -122,12 +138,14 @@ class Conversation:
         self.has_broken_arguments |= raw is None
         return {} if raw is None else raw
 
-    def _result(self, message: Fields, path: str) -> Fields:
+    def _result(self, message: Fields, path: str) -> tuple[Fields, list[Fields]]:
+        """The result's part, and the parts of its images and files."""
         id_ = required(message, "tool_call_id", str, path)
         name = self._called.get(id_) or optional(message, "name", str, path)
         if name is None:
             raise InvalidRequest(f"'{path}tool_call_id' names no tool call before it", param=path + "tool_call_id")
-        return {"functionResponse": {"id": id_, "name": name, "response": _output(_text(message, path))}}
+        text, others = _text_and_rest(message, path)
+        return {"functionResponse": {"id": id_, "name": name, "response": _output(text)}}, others
 
 
 def _output(text: str) -> object:
@@ -178,6 +196,15 @@ def _text(message: Fields, path: str) -> str:
     path += "content"
     parts = enumerate(all_of(dict, content, path))
     return joined_lines(required(part, "text", str, f"{path}[{n}].") for n, part in parts)
+
+
+def _text_and_rest(message: Fields, path: str) -> tuple[str, list[Fields]]:
+    """A tool's result: its text, and what else it has."""
+    content = _content(message, path)
+    if not isinstance(content, list) or all(isinstance(part, dict) and "text" in part for part in content):
+        return _text(message, path), []
+    parts = _parts(content, path + "content")
+    return joined_lines(part["text"] for part in parts if "text" in part), [p for p in parts if "text" not in p]
 
 
 def _parts(content: object, path: str) -> list[Fields]:

@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import encode, encode_whole
+from manallm_proxy.openai.reasoning import wanted_reasoning
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
     Fields,
@@ -90,7 +91,8 @@ def _chat(asked: Fields, model: str, remarks: list[str]) -> Fields:
     if talk.instruction is not None:
         fields["systemInstruction"] = {"role": "user", "parts": [{"text": talk.instruction}]}
     fields |= _tools(asked)
-    return fields | _config(_settings(asked) | _format(asked) | _thinking(asked, model) | _logprobs(asked))
+    settings = _settings(asked) | _format(asked) | _thinking(asked, model) | _logprobs(asked) | _answer_kinds(asked)
+    return fields | _config(settings)
 
 
 def _completion(asked: Fields) -> Fields:
@@ -142,8 +144,8 @@ def _prompt(prompt: object) -> str:
 
 def _reject_ignored_fields(asked: Fields) -> None:
     """Raises Unsupported for fields that would be silently dropped although the answer depends on them."""
-    if "audio" in (optional(asked, "modalities", list) or ()):
-        raise Unsupported("audio answers are not translated for Gemini: leave modalities at text", param="modalities")
+    if set(_modalities(asked)) - {"text", "image"}:
+        raise Unsupported("Gemini's answers are translated if they are text or images", param="modalities")
     if asked.get("web_search_options") is not None:
         raise Unsupported("web search is not translated for Gemini", param="web_search_options")
     if asked.get("functions"):
@@ -172,6 +174,16 @@ def _settings(asked: Fields) -> Fields:
     return fields
 
 
+def _modalities(asked: Fields) -> list[str]:
+    return all_of(str, optional(asked, "modalities", list) or [], "modalities")
+
+
+def _answer_kinds(asked: Fields) -> Fields:
+    """``modalities``, where OpenRouter's clients ask for images. Models that make none refuse the field."""
+    kinds = _modalities(asked)
+    return {"responseModalities": [kind.upper() for kind in kinds]} if "image" in kinds else {}
+
+
 def _logprobs(asked: Fields) -> Fields:
     if not optional(asked, "logprobs", bool):
         return {}
@@ -181,20 +193,23 @@ def _logprobs(asked: Fields) -> Fields:
 
 def _thinking(asked: Fields, model: str) -> Fields:
     """``thinkingConfig``, only if the client sets an effort: models that do not think refuse it."""
-    effort = optional(asked, "reasoning_effort", str)
-    if effort is None:
+    wanted = wanted_reasoning(asked)
+    effort = wanted.effort
+    if effort is None and not wanted.is_on:
         return {}
-    if effort not in _LEVELS:
-        raise wrong("reasoning_effort", " or ".join(repr(known) for known in _LEVELS))
-    config: Fields = {"includeThoughts": effort != "none"}
+    if effort is not None and effort not in _LEVELS:
+        raise wrong(wanted.path, " or ".join(repr(known) for known in _LEVELS))
+    config: Fields = {"includeThoughts": effort != "none" and not wanted.is_hidden}
     version = _version(model)
-    if version >= (3, 0) or model.endswith("-latest"):
+    has_levels = version >= (3, 0) or model.endswith("-latest")
+    if not has_levels and version < (2, 5):
+        return {}
+    if effort is not None and has_levels:
         level = _LEVELS[effort]
         config["thinkingLevel"] = "LOW" if level == "MINIMAL" and "pro" in model else level  # the lowest level of Pro
-    elif version >= (2, 5):
-        config["thinkingBudget"] = max(_BUDGETS[effort], _LEAST_PRO_BUDGET if "pro" in model else 0)
-    else:
-        return {}
+    elif effort is not None:
+        budget = _BUDGETS[effort] if wanted.budget is None else wanted.budget
+        config["thinkingBudget"] = max(budget, _LEAST_PRO_BUDGET if "pro" in model else 0)
     return {"thinkingConfig": config}
 
 

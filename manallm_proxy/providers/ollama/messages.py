@@ -14,6 +14,7 @@ from attrs import field
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.assistant_message import assistant_content, shown_images
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import DecodeErrors, decode
@@ -59,16 +60,20 @@ def _message(message: Fields, path: str, talk: _Talk) -> Fields:
     role = _ROLES.get(spoken)
     if role is None:
         raise wrong(path + "role", " or ".join(repr(r) for r in _ROLES))
-    content = message.get("content")
-    if content is None and role != "assistant":
-        raise InvalidRequest(f"'{path}content' is missing", param=path + "content")
-    said: Fields = {"role": role} | _content("" if content is None else content, path + "content")
+    content, at = message.get("content"), path + "content"
+    if role == "assistant":
+        content, at = assistant_content(message, path, "Ollama")
+    elif content is None:
+        raise InvalidRequest(f"'{at}' is missing", param=at)
+    said: Fields = {"role": role} | _content("" if content is None else content, at)
     if role == "tool":
         said |= _result_of(message, path, talk)
     if role == "assistant":
         thought = message.get("reasoning_content") or message.get("reasoning")
         if isinstance(thought, str):
             said["thinking"] = thought
+        if images := [_base64(url, at, at) for url, at in shown_images(message, path)]:
+            said["images"] = [*said.get("images", ()), *images]
         if calls := optional(message, "tool_calls", list, path):
             rows = enumerate(all_of(dict, calls, path + "tool_calls"))
             said["tool_calls"] = [_tool_call(row, f"{path}tool_calls[{n}]", talk) for n, row in rows]
@@ -124,15 +129,14 @@ def _content(content: object, path: str) -> Fields:
         if kind in ("text", "refusal"):
             texts.append(required(part, kind, str, at + "."))
         elif kind == "image_url":
-            images.append(_image(part, at))
+            images.append(_base64(*image_url(part, at + "."), at))
         else:
             raise Unsupported(f"Ollama takes text and images, and {at} is of type '{kind[:40]}'", param="messages")
     return {"content": joined_lines(texts)} | ({"images": images} if images else {})
 
 
-def _image(part: Fields, at: str) -> str:
-    """The base64 of a data URI. Only types that Ollama certainly cannot read are refused."""
-    url, path = image_url(part, at + ".")
+def _base64(url: str, path: str, at: str) -> str:
+    """The base64 of the data URI at `path`, in the part `at`. Only types that Ollama surely cannot read are refused."""
     media, data = data_uri(url, path, "Ollama")
     if media not in _IMAGE_TYPES:
         raise Unsupported(f"Ollama reads jpeg, png and webp, and {at} is '{media[:40]}'", param="messages")

@@ -97,7 +97,9 @@ def _prompt(prompt: object) -> str:
         raise Unsupported("Ollama takes one prompt a request: send them one by one", param="prompt")
     if isinstance(prompt, list):
         raise InvalidRequest("'prompt' must be text; Ollama takes no token ids", param="prompt")
-    return "" if prompt is None else str(typed(str, prompt, "prompt"))
+    if prompt is None or prompt == "":
+        raise Unsupported("Ollama begins no text from an empty prompt: it would only load the model", param="prompt")
+    return str(typed(str, prompt, "prompt"))
 
 
 def _embed(asked: Fields) -> Fields:
@@ -115,8 +117,10 @@ def _reject_ignored_fields(asked: Fields) -> None:
             raise Unsupported(f"Ollama gives one choice a request, {key} is {choices}", param=key)
     if optional(asked, "echo", bool):
         raise Unsupported("Ollama does not repeat the prompt in its answer (echo)", param="echo")
-    if "audio" in (optional(asked, "modalities", list) or ()):
-        raise Unsupported("Ollama answers in text, not in audio", param="modalities")
+    if set(all_of(str, optional(asked, "modalities", list) or [], "modalities")) - {"text"}:
+        raise Unsupported("Ollama answers in text alone", param="modalities")
+    if asked.get("web_search_options") is not None:
+        raise Unsupported("Ollama does not search the web", param="web_search_options")
     if asked.get("functions"):
         raise Unsupported("'functions' is an older form that is not translated: send 'tools'", param="functions")
 

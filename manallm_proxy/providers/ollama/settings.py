@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS
+from manallm_proxy.openai.reasoning import wanted_reasoning
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
 
 _OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
@@ -115,12 +116,9 @@ def _think(asked: Fields) -> bool | str | None:
         if isinstance(think, bool) or (isinstance(think, str) and think in ("low", "medium", "high", "max")):
             return think
         raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
-    reasoning: Any = asked.get("reasoning")  # OpenRouter's form, which Open WebUI sends; it comes first, as in Ollama
-    nested = isinstance(reasoning, dict) and reasoning.get("effort") is not None
-    path = "reasoning.effort" if nested else "reasoning_effort"
-    effort = reasoning["effort"] if nested else asked.get("reasoning_effort")
-    if effort is None or effort == "":
-        return None
-    if typed(str, effort, path) not in _THINK:
-        raise wrong(path, " or ".join(repr(e) for e in _THINK))
-    return _THINK[effort]
+    wanted = wanted_reasoning(asked)
+    if wanted.effort is None:
+        return True if wanted.is_on else None
+    if wanted.effort not in _THINK:
+        raise wrong(wanted.path, " or ".join(repr(e) for e in _THINK))
+    return _THINK[wanted.effort]
