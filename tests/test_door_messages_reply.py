@@ -61,7 +61,7 @@ def call(name: str, arguments: str = "", id_: str = "", index: int = 0, **more: 
 def test_text_and_thoughts_are_blocks_of_their_own() -> None:
     """In the order in which they came, with the tokens."""
     steps = (Delta(reasoning="let me"), Delta(reasoning=" see"), Delta("Hel"), Delta("lo"), Delta(finish="stop"))
-    made = both(*steps, usage=Usage(prompt=10, completion=7, reasoning=4, cached=6))
+    made = both(*steps, usage=Usage(prompt=12, completion=7, reasoning=4, cached=6, written=2))
     assert made["content"] == [
         {"type": "thinking", "thinking": "let me see", "signature": ""},
         {"type": "text", "text": "Hello"},
@@ -69,7 +69,7 @@ def test_text_and_thoughts_are_blocks_of_their_own() -> None:
     assert (made["model"], made["stop_reason"], made["stop_sequence"]) == ("gpu/m", "end_turn", None)
     assert made["usage"] == {
         "input_tokens": 4,
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": 2,
         "cache_read_input_tokens": 6,
         "output_tokens": 7,
         "output_tokens_details": {"thinking_tokens": 4},

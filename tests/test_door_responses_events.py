@@ -49,7 +49,7 @@ async def both(*deltas: Delta, **body: Any) -> list[Any]:
 async def test_the_complete_order_of_a_text() -> None:
     """Each event, in its place, with usage at the end."""
     events = (await Opened().ask()).stream(
-        Delta(content="Hel"), Delta(content="lo"), STOP, usage=Usage(7, 5, reasoning=2, cached=3)
+        Delta(content="Hel"), Delta(content="lo"), STOP, usage=Usage(7, 5, reasoning=2, cached=3, written=1)
     )
     assert kinds(events) == [
         "created",
@@ -68,7 +68,7 @@ async def test_the_complete_order_of_a_text() -> None:
     response = events[-1]["response"]
     assert response["usage"] == {
         "input_tokens": 7,
-        "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 1},
         "output_tokens": 5,
         "output_tokens_details": {"reasoning_tokens": 2},
         "total_tokens": 12,

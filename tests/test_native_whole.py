@@ -59,7 +59,9 @@ def test_a_message(more: dict[str, Any], order: Any, how: tuple[tuple[str, str],
 
 COUNTER: Any = st.integers(-2, 10**5) | st.sampled_from([None, 2**63, 4.0, 1.5, True, "3", [], {}])
 DETAILS: Any = (
-    st.none() | st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), COUNTER) | COUNTER
+    st.none()
+    | st.dictionaries(st.sampled_from(["cached_tokens", "cache_write_tokens", "reasoning_tokens", "x"]), COUNTER)
+    | COUNTER
 )
 USAGE: Any = COUNTER | st.fixed_dictionaries(
     {},
@@ -82,6 +84,9 @@ def test_usage_that_is_told_at_once(counted: Any) -> None:
 
 def test_what_is_told_at_once() -> None:
     """What OpenAI's server writes."""
-    details = {"input_tokens_details": {"cached_tokens": 1}, "output_tokens_details": {"reasoning_tokens": 2}}
+    details = {
+        "input_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 2},
+        "output_tokens_details": {"reasoning_tokens": 2},
+    }
     counted = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, **details}
-    assert plain_usage_of_response(msgspec.Raw(json.dumps(counted).encode())) == Usage(3, 4, 2, 1)
+    assert plain_usage_of_response(msgspec.Raw(json.dumps(counted).encode())) == Usage(3, 4, 2, 1, 2)

@@ -420,6 +420,10 @@ def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
         ({"prompt_tokens": 3.5, "completion_tokens": True}, Usage()),
         ({"prompt_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": []}, Usage(3)),
         ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}, Usage(3, cached=2)),
+        (
+            {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 4}},
+            Usage(9, cached=2, written=4),
+        ),
         ({"completion_tokens_details": {"reasoning_tokens": "9"}}, Usage()),
     ],
 )

@@ -57,12 +57,14 @@ TOKENS_LIMIT: Final = 10**9
 
 @define  # not frozen: there is one for each request, and freezing takes 60 ns a field
 class Usage:
-    """Tokens of one answer. ``reasoning`` is part of ``completion``, ``cached`` part of ``prompt``."""
+    """Tokens of one answer. ``reasoning`` is part of ``completion``; ``cached`` (read from a cache) and ``written`` (to
+    one) are parts of ``prompt``."""
 
     prompt: int = 0
     completion: int = 0
     reasoning: int = 0
     cached: int = 0
+    written: int = 0
 
     @property
     def is_plausible(self) -> bool:

@@ -19,8 +19,9 @@ def usage_to_openai(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
     }
-    if usage.cached:
-        counted["prompt_tokens_details"] = {"cached_tokens": usage.cached}
+    if usage.cached or usage.written:
+        written = {"cache_write_tokens": usage.written} if usage.written else {}
+        counted["prompt_tokens_details"] = {"cached_tokens": usage.cached, **written}
     if usage.reasoning:
         counted["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
     return counted
@@ -42,6 +43,7 @@ def usage_from_openai(usage: object) -> Usage | None:
         completion=completion,
         reasoning=reasoning,
         cached=_inside(usage, "prompt_tokens_details", "cached_tokens"),
+        written=_inside(usage, "prompt_tokens_details", "cache_write_tokens"),
     )
 
 
@@ -55,11 +57,13 @@ def usage_from_responses(usage: object) -> Usage | None:
         completion=completion if type(completion) is int and completion > 0 else count(completion),
         reasoning=_inside(usage, "output_tokens_details", "reasoning_tokens"),
         cached=_inside(usage, "input_tokens_details", "cached_tokens"),
+        written=_inside(usage, "input_tokens_details", "cache_write_tokens"),
     )
 
 
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Number = 0
+    cache_write_tokens: _Number = 0
     reasoning_tokens: _Number = 0
 
 
@@ -82,9 +86,9 @@ def plain_usage_of_response(raw: msgspec.Raw) -> Usage | None:
     except (msgspec.ValidationError, *DecodeErrors):
         return None
     read, written = counted.input_tokens_details, counted.output_tokens_details
-    cached = read.cached_tokens if read is not None else 0
+    cached, kept = (read.cached_tokens, read.cache_write_tokens) if read is not None else (0, 0)
     reasoning = written.reasoning_tokens if written is not None else 0
-    return Usage(counted.input_tokens, counted.output_tokens, reasoning, cached)
+    return Usage(counted.input_tokens, counted.output_tokens, reasoning, cached, kept)
 
 
 def usage_from_messages(usage: object) -> Usage | None:
@@ -100,6 +104,7 @@ def usage_from_messages(usage: object) -> Usage | None:
         completion=completion if type(completion) is int and completion > 0 else count(completion),
         reasoning=_inside(usage, "output_tokens_details", "thinking_tokens"),
         cached=cached,
+        written=kept,
     )
 
 

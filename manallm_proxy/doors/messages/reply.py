@@ -176,10 +176,10 @@ def _delta(block: Block, delta: dict[str, Any], event: Write = event) -> bytes:
 
 
 def usage_to_json(usage: Usage) -> dict[str, Any]:
-    """Anthropic's ``usage``, in which ``input_tokens`` does not include tokens read from a cache."""
+    """Anthropic's ``usage``, in which ``input_tokens`` are those neither read from a cache nor written to one."""
     counted: dict[str, Any] = {
-        "input_tokens": max(0, usage.prompt - usage.cached),
-        "cache_creation_input_tokens": 0,
+        "input_tokens": max(0, usage.prompt - usage.cached - usage.written),
+        "cache_creation_input_tokens": usage.written,
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.completion,
     }

@@ -129,4 +129,5 @@ def merged(known: Usage | None, new: Usage | None) -> Usage | None:
         completion=max(known.completion, new.completion),
         reasoning=max(known.reasoning, new.reasoning),
         cached=max(known.cached, new.cached),
+        written=max(known.written, new.written),
     )
