@@ -19,7 +19,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import VISION, Call
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
-from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.carried import Carried, pack
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.messages.tokens import TOKENS_A_FILE, count_tokens
 from manallm_proxy.openai.request import TOOLS
@@ -148,13 +148,22 @@ def test_what_a_tool_gave(result: dict[str, Any], content: str) -> None:
 
 
 def test_thoughts_stay_here_but_for_what_a_provider_wants_back() -> None:
-    """Other systems' signatures are dropped; ours goes to its call, and cannot change what the call is."""
-    extra = {"extra_content": {"google": {"thought_signature": "AA=="}}, "id": "evil"}
-    ours = {"type": "thinking", "thinking": "hm", "signature": signature.write("toolu_1", extra)}
+    """Other systems' signatures are dropped; ours goes to its call, and only for the provider that it is of."""
+    google = {"google": {"thought_signature": "AA=="}}
+    signed = pack(Carried("g", extras={"toolu_1": google, "toolu_2": google}))
+    ours = {"type": "thinking", "thinking": "hm", "signature": signed}
     theirs = {"type": "thinking", "thinking": "hm", "signature": "EqQB"}
-    made = said(HI, assistant({"type": "redacted_thinking", "data": "x"}, theirs, ours, USE), user(RESULT))
-    assert made[1]["tool_calls"] == [{**CALL, "extra_content": extra["extra_content"]}]
-    assert made[1]["content"] is None
+    turns = [HI, assistant({"type": "redacted_thinking", "data": "x"}, theirs, ours, USE), user(RESULT)]
+    body = json.dumps({"max_tokens": 10, "messages": turns, "tools": [TOOL]}).encode()
+    call, _ = MessagesDoor().read(body, Client("req-1"))
+    for provider, extra in (("g", {"extra_content": google}), ("h", {}), ("", {})):
+        own = call.at(provider)
+        assert json.loads(own.body)["messages"][1] == {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{**CALL, **extra}],
+        }
+        assert (own.summary.needs, own.cuts_length, own.length) == (call.summary.needs, True, 10)
     assert said(HI, assistant(theirs), HI) == [HI, HI]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.answers import CallArguments, Delta, StreamBatch, ToolCall, Usage
 from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.provider_errors import StreamInterrupted
-from manallm_proxy.doors.responses.carried import unpack
+from manallm_proxy.doors.carried import unpack
 from manallm_proxy.doors.responses.stored_view import Page, input_view, response_view
 from manallm_proxy.openai.json_object import encode
 from tests.responses import FIELDS, FUNCTION, TARGET, Exchanged, Opened, chat_of, checked, parsed

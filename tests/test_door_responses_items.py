@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.doors.responses.carried import Carried, pack, unpack
+from manallm_proxy.doors.carried import Carried, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
 from tests.cases import each_with_each, every
 from tests.responses import FUNCTION, Opened, chat_of

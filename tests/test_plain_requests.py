@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.doors.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses import door, native, request
-from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.plain_request import plain_request
 from manallm_proxy.doors.responses.request import Asked, read_request
 from manallm_proxy.doors.responses.store import MemoryStore

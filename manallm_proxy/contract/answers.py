@@ -111,6 +111,8 @@ class Delta:
     refusal: str = field(default="", repr=False)
     reasoning_key: str = "reasoning_content"
     """The member of an assistant message in which the provider expects ``reasoning`` back; empty: in none."""
+    details: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """What the provider expects back in place of ``reasoning``, see `openai.reasoning_details`."""
 
     @property
     def has_content(self) -> bool:
@@ -155,6 +157,7 @@ class Texts(Delta):
     images = ()
     refusal = ""
     reasoning_key = "reasoning_content"
+    details = ()
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self.texts = texts

@@ -8,9 +8,11 @@ from typing import Any
 from attrs import field
 
 from manallm_proxy.contract.records import define
+from manallm_proxy.doors.carried import Carried, pack
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
 
 class Kind(Enum):
@@ -31,6 +33,10 @@ class Block:
     pieces: list[str] = field(factory=list, repr=False)
     """Text, or the JSON text of a tool's input."""
     signature: str = field(default="", repr=False)
+    """Of thinking: what the client must return, once the block ends."""
+    extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
+    """See `carried.Carried`, as for ``details``."""
+    details: ReasoningDetails | None = field(default=None, repr=False)
     sent: int = 0
     """Number of a tool call's ``pieces`` sent; they are kept to detect the end of its input."""
     index: int | None = None
@@ -41,6 +47,12 @@ class Block:
     def __attrs_post_init__(self) -> None:
         if self.kind is Kind.TOOL_USE:
             self.arguments = Arguments(self.pieces)
+
+    def sign(self, provider: str) -> None:
+        """Puts what `provider` must get back into ``signature``, if there is any."""
+        if self.extras or self.details is not None:
+            details = self.details.whole() if self.details is not None else []
+            self.signature = pack(Carried(provider, extras=self.extras, details=details))
 
     def unsent(self) -> str:
         """Returns what was added since the last call."""

@@ -24,11 +24,12 @@ from manallm_proxy.contract.answers import (
 )
 from manallm_proxy.contract.provider_errors import too_many_items
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.carried import EXTRA
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking
 from manallm_proxy.openai.call_arguments import begins_another
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
+from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
 _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
 """Anthropic's reason by OpenAI's finish reason; all others mean that the model has finished."""
@@ -43,11 +44,17 @@ class Blocks:
     thinking: Thinking = field(factory=Thinking)
     limit: int = DEFAULT_LIMITS.all_items
     """Of blocks that wait to be sent."""
+    provider: str = ""
+    """The name of the provider that answers."""
     _queue: deque[Block] = field(factory=deque, repr=False)
     _calls: dict[int, Block] = field(factory=dict, repr=False)
     """The last tool call of each index in the provider's answer."""
     _ids: set[str] = field(factory=set, repr=False)
     """Ids of all calls. They must be unique, since results refer to them."""
+    _details: ReasoningDetails | None = field(default=None, repr=False)
+    """What must come back, as received so far; in no block as long as it is not needed."""
+    _kept_in: Block | None = None
+    """The thinking block that ``_details`` are in."""
     _finish: str | None = None
     _refused: bool = False
 
@@ -57,6 +64,8 @@ class Blocks:
             return
         if delta.reasoning and self.thinking.shown:
             self._append(Kind.THINKING, delta.reasoning)
+        if delta.details and self.thinking.signed:
+            self._keep(delta.details)
         if text := delta.content + delta.refusal:
             self._append(Kind.TEXT, text)
         for url in delta.images:  # there is no block for a generated image
@@ -73,6 +82,7 @@ class Blocks:
             ends = all_of_them or (len(self._queue) > 1 and block.may_end)
             if ends:
                 self._queue.popleft()
+                block.sign(self.provider)
             yield block, ends
             if not ends:
                 return
@@ -121,25 +131,30 @@ class Blocks:
         if block is None or block.arguments is None or begins_another(part, block.id, block.arguments):
             id_ = part.id if part.id and part.id not in self._ids else new_call_id()
             self._ids.add(id_)
-            if part.extra:
-                self._sign(id_, part.extra)
+            self._carry(id_, part.extra)
             block = self._calls[part.index] = Block(Kind.TOOL_USE, id_, part.name)
             self._wait(block)
-        elif part.extra:
-            self._sign(block.id, part.extra)
+        else:
+            self._carry(block.id, part.extra)
         if part.arguments:
             block.pieces.append(part.arguments)
 
-    def _sign(self, call_id: str, extra: dict[str, Any]) -> None:
-        """Puts data that the client must return into the signature of the thinking block before a call.
+    def _carry(self, call_id: str, extra: dict[str, Any]) -> None:
+        """Puts data that the client must return with a call into the thinking block before it."""
+        if self.thinking.signed and (data := extra.get(EXTRA)):
+            self._thought().extras[call_id] = data
 
-        Adds an empty block if there is none.
-        """
-        if not self.thinking.signed:
-            return
-        last = self._queue[-1] if self._queue else None
-        thought = last if last is not None and last.kind is Kind.THINKING and not last.signature else None
-        if thought is None:
-            thought = Block(Kind.THINKING)
-            self._wait(thought)
-        thought.signature = signature.write(call_id, extra)
+    def _keep(self, details: tuple[dict[str, Any], ...]) -> None:
+        """The same for data that must come back with the whole turn."""
+        if self._details is None or self._kept_in not in (None, self._queue[-1] if self._queue else None):
+            self._details, self._kept_in = ReasoningDetails(self.limit), None
+        self._details.add(details)
+        if self._details.is_needed and self._kept_in is None:
+            self._kept_in = self._thought()
+            self._kept_in.details = self._details
+
+    def _thought(self) -> Block:
+        """The last block, if it is thinking; else a new one."""
+        if not self._queue or self._queue[-1].kind is not Kind.THINKING:
+            self._wait(Block(Kind.THINKING))
+        return self._queue[-1]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import error_body
 from manallm_proxy.doors.messages.native import NativeForm, read_native
 from manallm_proxy.doors.messages.reply import MessagesReply
-from manallm_proxy.doors.messages.request import read_request
+from manallm_proxy.doors.messages.request import Asked, read_request
+from manallm_proxy.openai.large import is_large
 
 
 class MessagesDoor:
@@ -40,6 +42,18 @@ def _translated(body: bytes, request_id: str, blocks: Blocks, *, is_checked: boo
     """The call as a chat. Sets in `blocks`, which will become the answer, which kinds the client wants."""
     asked = read_request(body, is_checked=is_checked)
     blocks.thinking = asked.thinking
-    call = Call(Endpoint.CHAT, asked.summary, asked.chat, request_id, relays=False, cuts_length=True)
+    call = _chat(asked, request_id, asked.chat, asked.summary)
+    if asked.own is not None:
+        call.own = partial(_own, asked, request_id, asked.own)
+    return call
+
+
+def _own(asked: Asked, request_id: str, own: Callable[[str], tuple[bytes, RequestSummary]], provider: str) -> Call:
+    """The call with what the provider of that name expects back."""
+    return _chat(asked, request_id, *own(provider))
+
+
+def _chat(asked: Asked, request_id: str, chat: bytes, summary: RequestSummary) -> Call:
+    call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, cuts_length=True, is_large=is_large(chat))
     call.translate_error = asked.paths.translate_error
     return call

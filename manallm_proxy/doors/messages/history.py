@@ -12,7 +12,7 @@ from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.carried import EXTRA, Carried, unpack
 from manallm_proxy.doors.messages.content import (
     READABLE,
     blocks_of,
@@ -26,6 +26,7 @@ from manallm_proxy.doors.messages.content import (
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.reasoning_details import DETAILS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 _IN_USER: Final = (*READABLE, "tool_result")
@@ -41,6 +42,8 @@ class History:
     origins: Origins = field(factory=Origins, repr=False)
     _called: set[str] = field(factory=set, repr=False)
     """Ids of all tool calls so far."""
+    _carried: dict[int, list[Carried]] = field(factory=dict, repr=False)
+    """By message: data for one provider each."""
 
     @classmethod
     def read(cls, asked: Fields) -> History:
@@ -54,6 +57,18 @@ class History:
         if all(message["role"] == "system" for message in history.messages):
             raise InvalidRequest("'messages' holds nothing to answer: add a user message", param="messages")
         return history
+
+    @property
+    def carries(self) -> bool:
+        """Whether some data is for one provider alone."""
+        return bool(self._carried)
+
+    def messages_for(self, provider: str) -> list[Fields]:
+        """The messages as `provider` gets them: with the data that it gave the client to return."""
+        rows = [*self.messages]
+        for n, carried in self._carried.items():
+            rows[n] = _completed(rows[n], [each for each in carried if each.provider == provider])
+        return rows
 
     def _turn(self, message: Fields, path: str) -> None:
         role = required(message, "role", str, path + ".")
@@ -110,7 +125,7 @@ class History:
         texts: list[str] = []
         calls: list[Fields] = []
         places: list[str] = []
-        carried: dict[str, Fields] = {}
+        carried: list[Carried] = []
         for block, kind, at in blocks_of(content, path):
             match kind:
                 case "text":
@@ -119,15 +134,16 @@ class History:
                     calls.append(self._call(block, at + "."))
                     places.append(at)
                 case "thinking":
-                    carried |= signature.read(block.get("signature"))
+                    carried.append(unpack(block.get("signature")))
                 case "redacted_thinking":
                     pass  # only the API that wrote it can read it
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
         text = joined_lines(texts)
+        if any(each.provider for each in carried):
+            self._carried[len(self.messages)] = carried
         if calls:
-            rows = [{**carried.get(call["id"], {}), **call} for call in calls]
-            said = {"role": "assistant", "content": text or None, "tool_calls": rows}
+            said = {"role": "assistant", "content": text or None, "tool_calls": calls}
             self._add(said, path.removesuffix(".content"), calls=tuple(places))
         elif texts:
             self._add({"role": "assistant", "content": text}, path.removesuffix(".content"))
@@ -142,3 +158,14 @@ class History:
         arguments: Any = optional(block, "input", dict, path) or {}
         function = {"name": required(block, "name", str, path), "arguments": encode(arguments).decode()}
         return {"id": id_, "type": "function", "function": function}
+
+
+def _completed(message: Fields, carried: list[Carried]) -> Fields:
+    """`message` with the data that belongs to it."""
+    details = [detail for each in carried for detail in each.details]
+    message = {**message, DETAILS: details} if details else message
+    extras = {id_: extra for each in carried for id_, extra in each.extras.items()}
+    if not extras or "tool_calls" not in message:
+        return message
+    calls = [{**call, EXTRA: extras[call["id"]]} if call["id"] in extras else call for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}

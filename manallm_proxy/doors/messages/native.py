@@ -16,7 +16,7 @@ from attrs import evolve, field
 from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.carried import is_ours
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
 from manallm_proxy.openai.json_object import encoder, holds
 from manallm_proxy.openai.large import is_large
@@ -122,4 +122,4 @@ def _is_unsigned(block: Fields) -> bool:
     if block.get("type") != "thinking":
         return False
     signed = block.get("signature")
-    return not signed or bool(signature.read(signed))
+    return not signed or is_ours(signed)

@@ -68,7 +68,7 @@ class MessagesReply:
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
             return answer.body
-        self._model = str(target)
+        self.start(target)
         for choice in answer.choices:
             self.blocks.add(choice)
         content = [block.whole() for block, _ in self.blocks.ready(all_of_them=True)]
@@ -82,7 +82,7 @@ class MessagesReply:
         return self.blocks.wait_long
 
     def start(self, target: Target) -> None:
-        self._model = str(target)
+        self._model, self.blocks.provider = str(target), target.provider
 
     def events(self, batch: StreamBatch) -> bytes:
         if batch.frames:

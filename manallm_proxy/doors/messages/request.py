@@ -6,6 +6,7 @@ refused if the answer depends on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from attrs import field
@@ -64,6 +65,8 @@ class Asked:
     """The summary of ``chat``."""
     thinking: Thinking
     paths: CallerPaths
+    own: Callable[[str], tuple[bytes, RequestSummary]] | None = field(default=None, repr=False)
+    """Makes both for the provider of that name; set if the client sent back data meant for one provider alone."""
 
 
 def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = False) -> Asked:
@@ -91,13 +94,21 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
         **tool_fields(asked),
         **_output(asked, effort),
     }
+    fields = {key: value for key, value in fields.items() if value is not None}
+    large = is_large(body)
+
+    def own(provider: str) -> tuple[bytes, RequestSummary]:
+        return _made({**fields, "messages": history.messages_for(provider)}, large)
+
+    paths = CallerPaths("messages", history.origins, _FIELDS)
+    return Asked(*_made(fields, large), thinking, paths, own if history.carries else None)
+
+
+def _made(fields: Fields, large: bool) -> tuple[bytes, RequestSummary]:
     try:
-        chat, summary = made_request(
-            {key: value for key, value in fields.items() if value is not None}, ("messages", list), large=is_large(body)
-        )
+        return made_request(fields, ("messages", list), large=large)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
-    return Asked(chat, summary, thinking, CallerPaths("messages", history.origins, _FIELDS))
 
 
 def _refuse_mcp_servers(asked: Fields) -> None:

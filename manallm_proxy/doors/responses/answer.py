@@ -19,7 +19,7 @@ from manallm_proxy.contract.answers import (
 )
 from manallm_proxy.contract.provider_errors import too_many_items
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.responses.carried import EXTRA
+from manallm_proxy.doors.carried import EXTRA
 from manallm_proxy.doors.responses.output import (
     COMPLETED,
     INCOMPLETE,
@@ -34,6 +34,7 @@ from manallm_proxy.doors.responses.output import (
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.openai.call_arguments import begins_another
 from manallm_proxy.openai.large import LARGE_PARTS
+from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """This API's reason by the finish reason of an incomplete answer."""
@@ -63,6 +64,8 @@ class AnswerItems:
     """Of items and their parts in all."""
     _number: int = 0
     """Of both so far."""
+    _details: ReasoningDetails | None = field(default=None, repr=False)
+    """Of the open reasoning item, or of none yet: an item is made for them only if they are needed."""
     _call_ids: set[str] = field(factory=set)
     """Ids of all calls. They must be unique, since results refer to them."""
     _last: Item | None = None
@@ -104,6 +107,8 @@ class AnswerItems:
         """Adds `delta`; yields its events."""
         if delta.reasoning:
             yield from self._think(delta.reasoning, delta.reasoning_key)
+        if delta.details:
+            yield from self._keep(delta.details)
         logprobs = _logprobs(delta.logprobs) if delta.logprobs is not None else []
         if delta.content or logprobs:
             yield from self._say("output_text", delta.content, logprobs)
@@ -184,7 +189,20 @@ class AnswerItems:
     def _close_thought(self) -> Iterator[Event]:
         thought, self._thought = self._thought, None
         if thought is not None:
+            if thought.details is not None:
+                self._details = None
             yield from thought.close(COMPLETED)
+
+    def _keep(self, details: tuple[dict[str, Any], ...]) -> Iterator[Event]:
+        """Adds what has to come back with the turn to its reasoning."""
+        if self._details is None:
+            self._details = ReasoningDetails(self.limit)
+        self._details.add(details)
+        if self._details.is_needed and (self._thought is None or self._thought.details is None):
+            yield from self._close_text()
+            yield from self._open_thought()
+            assert self._thought is not None
+            self._thought.details = self._details
 
     def _think(self, words: str, key: str) -> Iterator[Event]:
         yield from self._close_text()

@@ -13,11 +13,12 @@ from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.responses.carried import EXTRA, KEPT, Carried, of_item
+from manallm_proxy.doors.carried import EXTRA, KEPT, Carried, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_lines
+from manallm_proxy.openai.reasoning_details import DETAILS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 INPUT: Final = "input"
@@ -69,7 +70,11 @@ class _Turn:
         """The messages as `provider` gets them."""
         said: Fields = {"role": "assistant", "content": joined_lines(self.texts) if self.texts else None}
         for thought in self.reasoning:
-            if thought.provider == provider:
+            if thought.provider != provider:
+                continue
+            if thought.details:
+                said[DETAILS] = [*said.get(DETAILS, ()), *thought.details]
+            else:
                 said[thought.key] = joined_lines(filter(None, (said.get(thought.key), thought.reasoning)))
         if self.images:
             said["images"] = self.images
@@ -218,7 +223,7 @@ class Conversation:
     def _reasoning(self, item: Fields, path: str) -> None:
         """Adds reasoning, if we packed it: a summary is for people, and most providers refuse it."""
         carried = self._carry(item)
-        if carried.reasoning:
+        if carried.reasoning or carried.details:
             self._turn(path).reasoning.append(carried)
 
     def _carry(self, item: Fields) -> Carried:

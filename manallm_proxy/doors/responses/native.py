@@ -14,7 +14,7 @@ from attrs import evolve, field
 from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
+from manallm_proxy.doors.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths

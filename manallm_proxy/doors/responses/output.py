@@ -8,11 +8,12 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
+from manallm_proxy.doors.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
+from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
 Event = tuple[str, dict[str, Any]]
 """Type, and the fields other than ``type`` and ``sequence_number``."""
@@ -149,6 +150,7 @@ class ReasoningItem(Item):
     key: str = "reasoning_content"
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
     """See `carried.Carried`, as for ``provider`` and ``key``."""
+    details: ReasoningDetails | None = field(default=None, repr=False)
     words: list[str] = field(factory=list, repr=False)
 
     @property
@@ -173,6 +175,8 @@ class ReasoningItem(Item):
         return self.view() if self.packs else {**self.view(), KEPT: self._packed()}
 
     def _packed(self) -> str:
+        if self.details is not None:
+            return pack(Carried(self.provider, extras=self.extras, details=self.details.whole()))
         return pack(Carried(self.provider, self._text, self.key, self.extras))
 
     def think(self, words: str) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from manallm_proxy.doors.responses.carried import KEPT
+from manallm_proxy.doors.carried import KEPT
 from manallm_proxy.openai.json_object import DecodeErrors
 from manallm_proxy.openai.large import is_large
 

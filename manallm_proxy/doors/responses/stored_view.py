@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from manallm_proxy.contract.records import frozen
-from manallm_proxy.doors.responses.carried import KEPT
+from manallm_proxy.doors.carried import KEPT
 from manallm_proxy.doors.responses.store import Stored
 from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.request_fields import wrong

@@ -8,6 +8,7 @@ from typing import Any
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.reasoning_details import details_in
 from manallm_proxy.providers.openai.chunks import index_of
 
 
@@ -42,6 +43,7 @@ def _at(delta: Delta, index: int) -> Delta:
         delta.images,
         delta.refusal,
         delta.reasoning_key,
+        delta.details,
     )
 
 
@@ -66,6 +68,7 @@ def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delt
         logprobs=choice.get("logprobs"),
         images=tuple(_images(said.get("images"))),
         refusal=_words(said.get("refusal")),
+        details=details_in(said),
     )
 
 

@@ -100,6 +100,7 @@ class _Said(msgspec.Struct, gc=False):
     refusal: Literal[""] | None = None
     tool_calls: tuple[()] | None = None
     images: tuple[()] | None = None
+    reasoning_details: tuple[()] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):

@@ -1,7 +1,8 @@
-"""``encrypted_content``: data that a provider expects back with the next turn, stored by the client.
+"""Data that a provider expects back with the next turn, stored by the client.
 
-It is opaque to clients, but not secret: it holds the reasoning that they were shown, and Gemini's own signature of it.
-Content written by other servers is ignored.
+It is a reasoning item's ``encrypted_content`` in Responses, and a thinking block's ``signature`` in Messages: clients
+return both unchanged. It is opaque to clients, but not secret: it holds the reasoning that they were shown, and the
+provider's own signatures of it. Content written by other servers is ignored.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class Carried:
     key: str = _KEYS[0]
     """See `answers.Delta.reasoning_key`."""
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
+    details: list[dict[str, Any]] = field(factory=list, repr=False)
+    """See `openai.reasoning_details`: they have the text of ``reasoning``, which then is empty."""
 
 
 def pack(carried: Carried) -> str:
-    """The value of ``encrypted_content``."""
+    """The value of ``encrypted_content`` or ``signature``."""
     return _PREFIX + base64.urlsafe_b64encode(encode(carried)).decode()
 
 
