@@ -135,6 +135,7 @@ class _Watched:
     added: dict[str, Any]
     done: dict[str, Any] | None = None
     _deltas: str = ""
+    _cited: int = 0
 
     def __attrs_post_init__(self) -> None:
         assert self.added["status"] == "in_progress"
@@ -153,6 +154,9 @@ class _Watched:
             self._deltas += event["delta"]
         elif kind.endswith(("part.added", "part.done")):
             assert "part" in event
+        elif kind.endswith("annotation.added"):
+            self._cited += 1
+            assert event["annotation_index"] == self._cited - 1
         else:
             whole = next(event[key] for key in ("text", "refusal", "arguments", "input") if key in event)
             assert whole == self._deltas

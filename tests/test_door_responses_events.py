@@ -14,9 +14,13 @@ from manallm_proxy.contract.answers import CallArguments, Delta, StreamBatch, To
 from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.doors.carried import unpack
+from manallm_proxy.doors.replay.forms import REPLAYS
 from manallm_proxy.doors.responses.stored_view import Page, input_view, response_view
 from manallm_proxy.openai.json_object import encode
+from manallm_proxy.providers.openai.deltas import deltas_of, whole_deltas
+from manallm_proxy.providers.openai.reply import plain_reply
 from tests.responses import FIELDS, FUNCTION, TARGET, Exchanged, Opened, chat_of, checked, parsed
+from tests.upstreams import completion
 
 SEALED = {"include": ["reasoning.encrypted_content"]}
 SIGNED = {"google": {"thought_signature": "c2ln"}}
@@ -76,6 +80,55 @@ async def test_the_complete_order_of_a_text() -> None:
     assert events[0]["response"]["usage"] is None
     assert (response["model"], response["status"], response["output"][0]["role"]) == ("p/m", "completed", "assistant")
     assert response["completed_at"] is not None and events[0]["response"]["completed_at"] is None
+
+
+CITED: dict[str, Any] = {"type": "url_citation", "start_index": 0, "end_index": 2, "url": "https://x.org", "title": "X"}
+CITATION: dict[str, Any] = {"type": "url_citation", "url_citation": {key: CITED[key] for key in CITED if key != "type"}}
+
+
+@pytest.mark.parametrize(
+    "last", [Delta(citations=(CITED, CITED), finish="stop"), Delta("lo", citations=(CITED, CITED))]
+)
+async def test_pages_that_a_text_cites(last: Delta) -> None:
+    """As annotations: in events of their own, in the item, and in the stream of a cached answer."""
+    events = (await Opened().ask()).stream(Delta("Hel"), last)
+    told = [event for event in events if event["type"] == "response.output_text.annotation.added"]
+    assert [(event["annotation"], event["annotation_index"], event["content_index"]) for event in told] == [
+        (CITED, 0, 0),
+        (CITED, 1, 0),
+    ]
+    [item] = output(events)
+    assert item["content"][0]["annotations"] == [CITED, CITED]
+    response = encode(events[-1]["response"])
+    again = checked(REPLAYS["responses"].to_stream(response, True) or b"")
+    assert (kinds(again).count("output_text.annotation.added"), output(again)) == (2, [item])
+    [[whole], _] = await both(Delta("Hello", citations=(CITED,), finish="stop"))
+    assert whole["content"][0]["annotations"] == [CITED]
+
+
+async def test_a_citation_alone_is_of_an_empty_text() -> None:
+    for before in ((), (Delta(refusal="No."),)):
+        [item] = output((await Opened().ask()).stream(*before, Delta(citations=(CITED,)), STOP))
+        assert item["content"][-1] == {"type": "output_text", "text": "", "annotations": [CITED], "logprobs": []}
+
+
+@pytest.mark.parametrize("odd", [None, {}, "x", [None], [{"url_citation": {"url": 3}}], [{"type": "url_citation"}]])
+def test_annotations_as_servers_write_them(odd: Any) -> None:
+    """OpenRouter adds the page's own text; what has no URL is none."""
+    inner = {**CITATION["url_citation"], "content": "long"}
+    message = {"content": "Hello", "annotations": [{"type": "url_citation", "url_citation": inner}]}
+    assert whole_deltas([{"message": message}])[0].citations == (CITED,)
+    assert deltas_of([{"delta": message}])[0].citations == (CITED,)
+    bare = {"url_citation": {"url": "https://x.org", "start_index": None}}
+    assert deltas_of([{"delta": {"annotations": [bare]}}])[0].citations == (
+        {**CITED, "start_index": 0, "end_index": 0, "title": ""},
+    )
+    assert deltas_of([{"delta": {"annotations": odd}}])[0].citations == ()
+    body = completion()
+    body["choices"][0]["message"]["annotations"] = []
+    assert plain_reply(encode(body)) is not None
+    body["choices"][0]["message"]["annotations"] = [CITATION]
+    assert plain_reply(encode(body)) is None, "which is read in a shorter way"
 
 
 async def test_the_response_repeats_what_was_asked() -> None:

@@ -112,6 +112,7 @@ async def both_ways(body: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
 async def everything_at_once(finish: str) -> list[dict[str, Any]]:
     """The events of an answer that has all that an answer may have."""
     token = {"token": "Hi", "logprob": -0.5, "bytes": None, "top_logprobs": [{"token": "Hi", "logprob": -0.5}]}
+    page = {"type": "url_citation", "start_index": 0, "end_index": 2, "url": "https://x.org", "title": "X"}
     calls = ("add", "apply_patch", "agents__spawn")
     signature = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
     tools = [FUNCTION, {"type": "custom", "name": "apply_patch"}]
@@ -119,7 +120,7 @@ async def everything_at_once(finish: str) -> list[dict[str, Any]]:
     door = await Opened().ask(tools=[*tools, inside], include=["reasoning.encrypted_content"], top_logprobs=1)
     return door.stream(
         Delta(reasoning="Hm."),
-        Delta(content="Hi", logprobs={"content": [token]}),
+        Delta(content="Hi", logprobs={"content": [token]}, citations=(page,)),
         Delta(refusal="no"),
         Delta(images=("data:image/png;base64,aGk=",)),
         *(Delta(tool_calls=(ToolCall(name, '{"input":"x"}', "", n, signature),)) for n, name in enumerate(calls)),

@@ -113,6 +113,8 @@ class Delta:
     """The member of an assistant message in which the provider expects ``reasoning`` back; empty: in none."""
     details: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """What the provider expects back in place of ``reasoning``, see `openai.reasoning_details`."""
+    citations: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """Web pages that the content cites: OpenAI's ``url_citation``, flat as in Responses."""
 
     @property
     def has_content(self) -> bool:
@@ -158,6 +160,7 @@ class Texts(Delta):
     refusal = ""
     reasoning_key = "reasoning_content"
     details = ()
+    citations = ()
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self.texts = texts

@@ -97,9 +97,12 @@ def _part(part: dict[str, Any], here: dict[str, Any]) -> Iterator[_Event]:
         yield "response.refusal.done", {**here, "refusal": part["refusal"]}
     elif part["type"] == "output_text":
         logprobs = part.get("logprobs") or []
-        yield "response.content_part.added", {**here, "part": {**part, "text": "", "logprobs": []}}
+        yield "response.content_part.added", {**here, "part": {**part, "text": "", "annotations": [], "logprobs": []}}
         if part["text"]:
             yield "response.output_text.delta", {**here, "delta": part["text"], "logprobs": logprobs}
+        for n, annotation in enumerate(part.get("annotations") or ()):
+            added = {**here, "annotation_index": n, "annotation": annotation}
+            yield "response.output_text.annotation.added", added
         yield "response.output_text.done", {**here, "text": part["text"], "logprobs": logprobs}
     else:
         yield "response.content_part.added", {**here, "part": part}

@@ -112,6 +112,8 @@ class AnswerItems:
         logprobs = _logprobs(delta.logprobs) if delta.logprobs is not None else []
         if delta.content or logprobs:
             yield from self._say("output_text", delta.content, logprobs)
+        for citation in delta.citations:
+            yield from self._cite(citation)
         if delta.refusal:
             yield from self._say("refusal", delta.refusal, [])
         for url in delta.images:
@@ -226,6 +228,13 @@ class AnswerItems:
         if self._text.ends_with_other(kind):
             self._count()
         yield from self._text.say(kind, words, logprobs)
+
+    def _cite(self, citation: dict[str, Any]) -> Iterator[Event]:
+        if self._text is None or self._text.open_text is None:
+            yield from self._say("output_text", "", [])
+        self._count()
+        assert self._text is not None
+        yield self._text.cite(citation)
 
     def _show(self, url: str) -> Iterator[Event]:
         yield from self._close_thought()

@@ -68,6 +68,7 @@ class Part:
     kind: str
     words: list[str] = field(factory=list, repr=False)
     logprobs: list[dict[str, Any]] = field(factory=list, repr=False)
+    annotations: list[dict[str, Any]] = field(factory=list, repr=False)
 
     @property
     def text(self) -> str:
@@ -80,7 +81,7 @@ class Part:
         text = self.text
         if self.kind == "refusal":
             return {"type": "refusal", "refusal": text}
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs}
+        return {"type": "output_text", "text": text, "annotations": self.annotations, "logprobs": self.logprobs}
 
 
 @define(eq=False)
@@ -118,6 +119,13 @@ class MessageItem(Item):
     def text_event(self, words: str, logprobs: list[dict[str, Any]]) -> Event:
         """The event for text that continues the last part."""
         return "response.output_text.delta", self._part_at(delta=words, logprobs=logprobs)
+
+    def cite(self, citation: dict[str, Any]) -> Event:
+        """Adds a citation to the last part; returns its event."""
+        known = self._parts[-1].annotations
+        known.append(citation)
+        added = self._part_at(annotation_index=len(known) - 1, annotation=citation)
+        return "response.output_text.annotation.added", added
 
     @property
     def open_text(self) -> Part | None:

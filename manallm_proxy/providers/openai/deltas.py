@@ -9,6 +9,7 @@ from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.reasoning_details import details_in
+from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.openai.chunks import index_of
 
 
@@ -44,6 +45,7 @@ def _at(delta: Delta, index: int) -> Delta:
         delta.refusal,
         delta.reasoning_key,
         delta.details,
+        delta.citations,
     )
 
 
@@ -69,6 +71,7 @@ def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delt
         images=tuple(_images(said.get("images"))),
         refusal=_words(said.get("refusal")),
         details=details_in(said),
+        citations=tuple(_citations(said.get("annotations"))),
     )
 
 
@@ -101,6 +104,18 @@ def _words(content: object) -> str:
 def _thoughts(content: list[Any]) -> str:
     """What blocks of a content say that are thoughts (Mistral's reasoning models)."""
     return "".join(_words(block.get("thinking")) for block in content if isinstance(block, dict))
+
+
+def _citations(annotations: object) -> list[dict[str, Any]]:
+    """Those of models that search the web. A place in the text that is not known is its beginning."""
+    rows = annotations if isinstance(annotations, list) else []
+    cited = [row.get("url_citation") for row in rows if isinstance(row, dict)]
+    return [_citation(inner) for inner in cited if isinstance(inner, dict) and _words(inner.get("url"))]
+
+
+def _citation(inner: dict[str, Any]) -> dict[str, Any]:
+    at = {key: count(inner.get(key)) for key in ("start_index", "end_index")}
+    return {"type": "url_citation", **at, "url": inner["url"], "title": _words(inner.get("title"))}
 
 
 def _images(images: object) -> list[str]:

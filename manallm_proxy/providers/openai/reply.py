@@ -101,6 +101,7 @@ class _Said(msgspec.Struct, gc=False):
     tool_calls: tuple[()] | None = None
     images: tuple[()] | None = None
     reasoning_details: tuple[()] | None = None
+    annotations: tuple[()] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
