@@ -15,6 +15,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.relay import for_target
 from tests.native_servers import speaks_messages
@@ -114,7 +115,6 @@ REFUSALS = {
     "The parameter `max_completion_tokens` specified in the request are not valid: integer above maximum value, "
     "expected a value <= 8188, but got 9000 instead.": 8188,
     "max_tokens must be at least 1": None,
-    "max_tokens is not supported with this model": None,
     "This model supports at most 99999 completion tokens": None,
     "messages[0] is wrong: at most 3": None,
 }
@@ -161,6 +161,67 @@ async def test_what_was_cut_by_a_list_is_cut_again_by_a_refusal(speaks: list[str
     async with upstream(script) as up, proxy(settings({"p": openai(up.url, speaks=speaks)}), tmp_path) as p:
         await asked(p, 128_000)
         assert [seen.json["max_tokens"] for seen in up.posts] == [8192, 4096]
+
+
+NEWER, OLDER = "max_completion_tokens", "max_tokens"
+UNKNOWN: dict[str, tuple[str, Any]] = {
+    "OpenAI": (
+        NEWER,
+        {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+            "type": "invalid_request_error",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        },
+    ),
+    "Mistral": (OLDER, {"detail": [{"type": "extra_forbidden", "loc": ["body", NEWER], "msg": "Extra inputs"}]}),
+}
+DOORS: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"max_tokens": 9000, "messages": [USER]},
+    "/v1/responses": {"max_output_tokens": 9000, "input": "hi"},
+    "/api/chat": {"options": {"num_predict": 9000}, "messages": [USER]},
+}
+
+
+@pytest.mark.parametrize("server", UNKNOWN)
+async def test_a_length_goes_under_the_name_that_a_server_knows(server: str, tmp_path: Path) -> None:
+    """Each of these APIs has one name for it, a chat has two, and a model refuses either: it is asked once more, and
+    from then on at once. In a chat the name is the client's own, and the refusal too."""
+    wanted, refusal = UNKNOWN[server]
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if wanted in seen.json:
+            await answers(connection, seen)
+        else:
+            await connection.reply({"error": refusal}, "422 Unprocessable Entity")
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for stream in (False, True):
+            for path, body in DOORS.items():
+                more = {"reasoning": {"effort": "low"}} if (path, wanted) == ("/v1/responses", OLDER) else {}
+                async with p.client.post(p.url + path, json={**body, **more, "model": "p/m", "stream": stream}) as told:
+                    assert told.status == 200, await told.text()
+                sent = up.posts[-1].json
+                assert sent[wanted] == 9000 and not {OLDER, NEWER} - {wanted} & sent.keys()
+        other = NEWER if wanted == OLDER else OLDER
+        assert sum(other in seen.json for seen in up.posts) == 1
+        assert (await p.chat(model="p/m", **{other: 9000}))[0] == 422
+        assert up.posts[-1].json[other] == 9000
+
+
+def test_a_name_that_was_learned_is_not_kept_against_a_refusal() -> None:
+    """Nor one that was refused with the other name, too."""
+    wire, entry = OpenAIWire(), Entry(Target("p", "m"))
+    body = b'{"model":"x","max_tokens":9,"messages":[]}'
+    call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", relays=False)
+    assert wire.reshape(call, entry, 400, b"unknown field: temperature, max_tokens_total") is None
+    for refused, name in ((OLDER, NEWER), (NEWER, OLDER), (OLDER, NEWER)):
+        again = wire.reshape(call, entry, 400, f"unknown field '{refused}'".encode())
+        assert again is not None and json.loads(again.body) == {"model": "m", name: 9, "messages": []}
+        assert not wire.remember_reshaped(entry, again)
+        assert json.loads(wire.request(call, entry).body) == {"model": "m", name: 9, "messages": []}
+    assert wire.reshape(call, entry, 500, b"unknown field 'max_completion_tokens'") is None
 
 
 numbers = st.integers(0, 3) | st.integers(0, 40_000)

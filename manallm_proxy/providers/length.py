@@ -1,8 +1,9 @@
-"""Reads the max length of an answer from a provider's refusal, if the request allowed more.
+"""Reads from a provider's refusal what it wants of an answer's max length: another number, or another name.
 
-The numbers are in the refusal's message: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum
-context length is 64001 tokens and your request has 24235 input tokens"), Anthropic ("max_tokens: 9 > 8, which is the
-maximum"), DeepSeek ("the valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`").
+OpenAI's newer models refuse ``max_tokens``, and Mistral and other strict servers ``max_completion_tokens``. The numbers
+are in the refusal's message: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum context length is 64001
+tokens and your request has 24235 input tokens"), Anthropic ("max_tokens: 9 > 8, which is the maximum"), DeepSeek ("the
+valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`").
 """
 
 from __future__ import annotations
@@ -10,9 +11,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from attrs import evolve
+
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.providers.classify import envelope
 
+OLDER, NEWER = "max_tokens", "max_completion_tokens"
+_WORDS: Final = {name: re.compile(rb"\b%b\b" % name.encode()) for name in (OLDER, NEWER)}
+_UNKNOWN: Final = re.compile(
+    rb"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|extra (?:inputs|fields)",
+    re.IGNORECASE,
+)
 _NAMED: Final = re.compile(r"max_(?:completion_|output_)?tokens|completion tokens|in the completion")
 _WINDOW: Final = re.compile(
     r"maximum context length is (\d{1,9}) tokens.{1,200}?(?:(\d{1,9}) input tokens|\((\d{1,9}) in the messages)",
@@ -37,3 +46,28 @@ def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
     else:
         return None
     return call.cut_to(most) if 0 < most < length else None
+
+
+def wanted_name(call: Call, refusal: bytes) -> str | None:
+    """The other name for the length, if `call` has one under a name that its `refusal` does not know."""
+    for name, other in ((OLDER, NEWER), (NEWER, OLDER)):
+        if name in call.summary.spans and _WORDS[name].search(refusal) and _UNKNOWN.search(refusal):
+            return other
+    return None
+
+
+def named(call: Call, name: str) -> Call:
+    """`call`, whose body a door has made, with its length under `name`."""
+    spans = call.summary.spans
+    old = NEWER if name == OLDER else OLDER
+    if old not in spans or name in spans:
+        return call
+    start = spans[old][0]
+    front = b'"%b":' % old.encode()
+    if not call.body.startswith(front, start - len(front)):
+        return call
+    body = b'%b"%b":%b' % (call.body[: start - len(front)], name.encode(), call.body[start:])
+    shift = len(name) - len(old)
+    moved = {key: (at + shift, end + shift) if at >= start else (at, end) for key, (at, end) in spans.items()}
+    moved[name] = moved.pop(old)
+    return evolve(call, body=body, summary=evolve(call.summary, spans=moved))

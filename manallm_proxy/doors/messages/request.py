@@ -30,6 +30,7 @@ _FIELDS: Final = {
     "stop": "stop_sequences",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "tools": "tools",
+    "max_completion_tokens": "max_tokens",
 }
 """A chat's fields -> their names in this API."""
 

@@ -23,6 +23,7 @@ CALLED_HERE: Final = {
     "stop": "options.stop",
     "response_format": "format",
     "reasoning_effort": "think",
+    "max_completion_tokens": "options.num_predict",
 }
 """OpenAI's fields -> their names in Ollama's API."""
 _EFFORTS: Final = ("low", "medium", "high", "max")

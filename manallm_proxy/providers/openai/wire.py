@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
-from attrs import field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import VISION, Call, Endpoint, ModelInfo, ModelList
@@ -25,7 +25,7 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.length import clamp_max_tokens
+from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -46,7 +46,8 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
-"""Max models known to refuse ``stream_options``. Clients choose their names, so the oldest is dropped."""
+"""Max models of which it is known what they refuse."""
+T = TypeVar("T")
 
 
 @define
@@ -61,6 +62,8 @@ class OpenAIWire:
     probe_path: str = "models"
     _strict: dict[str, None] = field(factory=dict)
     """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
+    _lengths: dict[str, str] = field(factory=dict)
+    """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
 
     def splices(self, call: Call) -> bool:
         return not self._forces(call)
@@ -68,11 +71,19 @@ class OpenAIWire:
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
             return opaque_request(call, entry)
+        return self._chat_request(self._renamed(call, entry), entry)
+
+    def _chat_request(self, call: Call, entry: Entry) -> Request:
         if self._forces(call):
             return Request(call.endpoint.path, as_structured_output(call, entry.target.model, self._may_ask(entry)))
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
         ask = self._may_ask(entry) and streams and not call.summary.wants_usage
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
+
+    def _renamed(self, call: Call, entry: Entry) -> Call:
+        """`call` with the length under the target's name, unless the client has chosen one."""
+        name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
+        return call if name is None else named(call, name)
 
     def _may_ask(self, entry: Entry) -> bool:
         return self.asks_usage and entry.target.model not in self._strict
@@ -87,9 +98,14 @@ class OpenAIWire:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
         Or leaves out ``reasoning_effort: none``, which Ollama's clients send by default, and which a model that does
-        not think may refuse.
+        not think may refuse. Or gives the length that a door has put in the name that the target wants.
         """
-        if status not in (400, 422) or call.endpoint.is_opaque or self._forces(call):
+        if status not in (400, 422) or call.endpoint.is_opaque:
+            return None
+        sent = self._renamed(call, entry)
+        if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
+            return evolve(self._chat_request(named(sent, name), entry), without=OLDER if name == NEWER else NEWER)
+        if self._forces(call):
             return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self.request(shorter, entry)
@@ -102,15 +118,15 @@ class OpenAIWire:
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model
+        if request.without in (OLDER, NEWER):
+            _remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
         if model in self._strict or request.without != "stream_options":
             return False
-        if len(self._strict) >= STRICT_LIMIT:
-            del self._strict[next(iter(self._strict))]
-        self._strict[model] = None
+        _remember(self._strict, model, None)
         return True
 
     def _without_effort(self, call: Call, entry: Entry) -> Request:
-        fields = {**decode(call.body), "model": entry.target.model}
+        fields = {**decode(self._renamed(call, entry).body), "model": entry.target.model}
         del fields["reasoning_effort"]
         if self._may_ask(entry) and call.summary.stream:
             fields["stream_options"] = {"include_usage": True}
@@ -148,6 +164,14 @@ class OpenAIWire:
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
+
+
+def _remember(known: dict[str, T], model: str, value: T) -> None:
+    """Adds `model`. Clients choose such names, so the oldest one is dropped above the limit."""
+    known.pop(model, None)
+    if len(known) >= STRICT_LIMIT:
+        del known[next(iter(known))]
+    known[model] = value
 
 
 def _says_no_effort(call: Call) -> bool:
