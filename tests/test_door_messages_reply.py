@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,10 @@ from manallm_proxy.doors.carried import Carried, unpack
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.reply import MessagesReply
 from manallm_proxy.doors.messages.request import Thinking
+from manallm_proxy.openai.json_object import encode
 from tests import anthropic_stream
+from tests.proxy import openai, proxy, settings
+from tests.upstreams import DONE, Connection, Seen, chunk, completion, each, upstream
 
 TARGET = Target("gpu", "m")
 SHOWN = Thinking()
@@ -148,6 +152,41 @@ def test_no_two_calls_have_one_id() -> None:
     for calls in (whole, lambda *steps: anthropic_stream.message(streamed(*steps))):
         ids = [block["id"] for block in calls(call("f", "{}", "c", 0), call("g", "{}", "c", 1))["content"]]
         assert ids[0] == "c" and len(set(ids)) == 2 and all(ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "told"),
+    [
+        ({"stop_reason": "###"}, "stop", ("stop_sequence", "###")),
+        ({"matched_stop": "###"}, "stop", ("stop_sequence", "###")),
+        ({"stop_reason": "</s>"}, "stop", ("end_turn", None)),
+        ({"stop_reason": 2, "matched_stop": None}, "stop", ("end_turn", None)),
+        ({"stop_reason": "###"}, "length", ("max_tokens", None)),
+    ],
+)
+async def test_which_stop_sequence_ended_it(
+    tmp_path: Path, said: dict[str, Any], finish: str, told: tuple[str, str | None]
+) -> None:
+    """vLLM and SGLang say it; only one of the request's own is one."""
+
+    async def vllm(connection: Connection, seen: Seen) -> None:
+        choice = {"index": 0, "finish_reason": finish, **said}
+        if not seen.json["stream"]:
+            await connection.reply({**completion(), "choices": [{**choice, "message": {"content": "Hi"}}]})
+            return
+        await connection.head()
+        row = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        await connection.chunk(chunk("Hi"))
+        await connection.chunk(b"data: " + encode({**row, "choices": [{**choice, "delta": {}}]}) + b"\n\n" + DONE)
+        await connection.end()
+
+    async with upstream(each(vllm)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        asked = {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stop_sequences": ["###", "END"]}
+        _, made, _ = await p.post("/v1/messages", {**asked, "stream": False})
+        assert (made["stop_reason"], made["stop_sequence"]) == told
+        async with p.client.post(p.url + "/v1/messages", json={**asked, "stream": True}) as response:
+            made = anthropic_stream.message(await response.read())
+        assert (made["stop_reason"], made["stop_sequence"]) == told
 
 
 @pytest.mark.parametrize("text", ["", " ", "null", "{}"])

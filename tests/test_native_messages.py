@@ -227,10 +227,12 @@ async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) ->
         providers = {"a": openai(chats.url), "p": openai(up.url, speaks=NATIVE)}
         async with proxy(settings(providers, chain=["a/m", "p/m"]), tmp_path) as p:
             document = {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}}
+            uploaded = {"type": "image", "source": {"type": "file", "file_id": "file_1"}}
             for body in (
                 {"tools": [{"type": "bash_20250124", "name": "bash"}]},
                 {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]},
                 {"messages": [{"role": "user", "content": [document]}]},
+                {"messages": [{"role": "user", "content": [uploaded]}]},
             ):
                 code, told, _ = await p.post("/v1/messages", {**ASKED, **body})
                 assert (code, told["model"]) == (200, "p/m")

@@ -196,6 +196,8 @@ async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) ->
                 {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
                 {"input": [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "hi"}]},
                 {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "https://x/y"}]}]},
+                {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}]},
+                {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}]},
             ):
                 code, told, _ = await p.post("/v1/responses", {"input": "hi", **body})
                 assert (code, told["model"]) == (200, "p/m")

@@ -115,6 +115,8 @@ class Delta:
     """What the provider expects back in place of ``reasoning``, see `openai.reasoning_details`."""
     citations: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Web pages that the content cites: OpenAI's ``url_citation``, flat as in Responses."""
+    stopped_by: str = ""
+    """The stop sequence that ended it, if the server says so."""
 
     @property
     def has_content(self) -> bool:
@@ -161,6 +163,7 @@ class Texts(Delta):
     reasoning_key = "reasoning_content"
     details = ()
     citations = ()
+    stopped_by = ""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self.texts = texts

@@ -42,6 +42,8 @@ class Blocks:
     """The queue of blocks. Only the first one is being sent."""
 
     thinking: Thinking = field(factory=Thinking)
+    stops: frozenset[str] = frozenset()
+    """The stop sequences of the request."""
     limit: int = DEFAULT_LIMITS.all_items
     """Of blocks that wait to be sent."""
     provider: str = ""
@@ -57,6 +59,8 @@ class Blocks:
     """The thinking block that ``_details`` are in."""
     _finish: str | None = None
     _refused: bool = False
+    stop_sequence: str | None = None
+    """The one that ended the answer, if the provider says so."""
 
     def add(self, delta: Delta) -> None:
         """Adds `delta`. Only one choice was requested."""
@@ -73,6 +77,8 @@ class Blocks:
         for part in delta.tool_calls:
             self._add_call(part)
         self._finish = delta.finish or self._finish
+        if delta.finish == "stop" and delta.stopped_by in self.stops:
+            self.stop_sequence = delta.stopped_by
         self._refused = self._refused or bool(delta.refusal)
 
     def ready(self, *, all_of_them: bool = False) -> Iterator[tuple[Block, bool]]:
@@ -111,6 +117,8 @@ class Blocks:
     def stop_reason(self) -> str:
         if self._refused:
             return "refusal"
+        if self.stop_sequence is not None:
+            return "stop_sequence"
         done = "tool_use" if self._calls else "end_turn"
         return _STOP_REASONS.get(self._finish or "", done)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.openai.base64_text import is_base64
 from manallm_proxy.openai.joined import joined_lines, joined_text
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
@@ -74,7 +74,7 @@ def _source(holder: Fields, path: str) -> tuple[Fields, str]:
     source: Fields = required(holder, "source", dict, path.removesuffix("source"))
     kind = required(source, "type", str, path + ".")
     if kind == "file":
-        raise InvalidRequest(f"'{path}' names an uploaded file, and none are kept here: send its data", param=path)
+        raise Untranslatable(f"'{path}' names an uploaded file, and none are kept here: send its data", param=path)
     return source, kind
 
 

@@ -114,7 +114,7 @@ class MessagesReply:
         if self._relays:
             return b""
         write = _long_event if self.ends_long else event
-        delta = {"stop_reason": self.blocks.stop_reason, "stop_sequence": None}
+        delta = {"stop_reason": self.blocks.stop_reason, "stop_sequence": self.blocks.stop_sequence}
         return b"".join(
             (
                 self._begin(),
@@ -146,7 +146,7 @@ class MessagesReply:
             "model": self._model,
             "content": content,
             "stop_reason": stop_reason,
-            "stop_sequence": None,
+            "stop_sequence": self.blocks.stop_sequence if stop_reason is not None else None,
             "usage": usage,
         }
 

@@ -65,6 +65,8 @@ class Asked:
     summary: RequestSummary
     """The summary of ``chat``."""
     thinking: Thinking
+    stops: frozenset[str]
+    """Its stop sequences."""
     paths: CallerPaths
     own: Callable[[str], tuple[bytes, RequestSummary]] | None = field(default=None, repr=False)
     """Makes both for the provider of that name; set if the client sent back data meant for one provider alone."""
@@ -102,7 +104,8 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
         return _made({**fields, "messages": history.messages_for(provider)}, large)
 
     paths = CallerPaths("messages", history.origins, _FIELDS)
-    return Asked(*_made(fields, large), thinking, paths, own if history.carries else None)
+    stops = frozenset(fields.get("stop", ()))
+    return Asked(*_made(fields, large), thinking, stops, paths, own if history.carries else None)
 
 
 def _made(fields: Fields, large: bool) -> tuple[bytes, RequestSummary]:

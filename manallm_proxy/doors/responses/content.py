@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.openai.base64_text import is_base64
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optional, required, wrong
@@ -86,8 +86,8 @@ def _check_data(uri: str, path: str) -> None:
         raise wrong(path, "a base64 data URI")
 
 
-def _uploaded(path: str, instead: str) -> InvalidRequest:
-    return InvalidRequest(
+def _uploaded(path: str, instead: str) -> Untranslatable:
+    return Untranslatable(
         f"{path}.file_id: uploaded files are not served here, send {instead} as a base64 data URI",
         param=path + ".file_id",
     )

@@ -46,6 +46,7 @@ def _at(delta: Delta, index: int) -> Delta:
         delta.reasoning_key,
         delta.details,
         delta.citations,
+        delta.stopped_by,
     )
 
 
@@ -72,6 +73,7 @@ def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delt
         refusal=_words(said.get("refusal")),
         details=details_in(said),
         citations=tuple(_citations(said.get("annotations"))),
+        stopped_by=_words(choice.get("stop_reason")) or _words(choice.get("matched_stop")),  # vLLM, SGLang
     )
 
 

@@ -110,6 +110,8 @@ class _Choice(msgspec.Struct, gc=False):
     text: Literal[""] | None = None
     logprobs: None = None
     error: None = None
+    stop_reason: int | None = None
+    matched_stop: int | None = None
 
 
 class _Plain(msgspec.Struct, gc=False):
