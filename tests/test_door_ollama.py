@@ -107,6 +107,36 @@ async def test_every_kind_answers(kind: str, tmp_path: Path) -> None:
             assert f'requests_total{{endpoint="{endpoint}",status="200"}}' in metrics
 
 
+TOOK = {"load_duration": 7_000_000_000, "prompt_eval_duration": 5_000_000, "eval_duration": 90_000_000}
+
+
+@pytest.mark.parametrize("took", [TOOK, {}, {"load_duration": 7}])
+async def test_how_long_it_took(took: dict[str, int], tmp_path: Path) -> None:
+    """By Ollama's own clock, of an answer that was not streamed, too; without it as far as the proxy has seen."""
+
+    async def timed(connection: Connection, seen: Seen) -> None:
+        if seen.path == "/api/embed":
+            await connection.reply({"embeddings": [[0.5]], "load_duration": took.get("load_duration", 0)})
+        elif not seen.json["stream"]:
+            await connection.reply({"message": {"content": "Hello"}, "done": True, "eval_count": 2, **took})
+        else:
+            await connection.head(content_type="application/x-ndjson")
+            await connection.chunk(json.dumps({"message": {"content": "Hello"}, "done": False}).encode() + b"\n")
+            await connection.chunk(json.dumps({"done": True, "eval_count": 2, **took}).encode() + b"\n")
+            await connection.end()
+
+    async with upstream(each(timed)) as server:
+        async with proxy(settings({"p": {"kind": "ollama", "base_url": server.url}}), tmp_path) as p:
+            for stream in (True, False):
+                _, body, _ = await ask(p, "/api/chat", messages=HI, stream=stream)
+                last = json.loads(body.splitlines()[-1])
+                seen = {key: last[key] for key in TOOK}
+                assert seen == took if took == TOOK else (seen["load_duration"], seen["eval_duration"] > 0) == (0, True)
+                assert last["total_duration"] > 0
+            _, body, _ = await ask(p, "/api/embed", input="a")
+            assert json.loads(body)["load_duration"] == took.get("load_duration", 0)
+
+
 async def refuses(connection: Connection, seen: Seen) -> None:
     connection.reset()
 

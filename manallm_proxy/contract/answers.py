@@ -65,6 +65,8 @@ class Usage:
     reasoning: int = 0
     cached: int = 0
     written: int = 0
+    durations: tuple[int, int, int] | None = field(default=None, eq=False)
+    """Nanoseconds that the model took to load, to read the prompt, and to write; None: the provider does not say."""
 
     @property
     def is_plausible(self) -> bool:

@@ -85,9 +85,10 @@ class EmbedReply:
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         self.start(target)
-        prompt = (answer.usage or Usage()).prompt
+        usage = answer.usage or Usage()
+        load = usage.durations[0] if usage.durations is not None else 0
         total = time.monotonic_ns() - self._began
-        counted = {"total_duration": total, "load_duration": 0, "prompt_eval_count": prompt}
+        counted = {"total_duration": total, "load_duration": load, "prompt_eval_count": usage.prompt}
         return one_line({"model": self.model, "embeddings": answer.vectors, **counted}, answer.is_large)
 
     def start(self, target: Target) -> None:

@@ -202,14 +202,15 @@ class LinesReply:
         return joined_bytes((line, b"\n")) if large else line + b"\n"
 
     def _ending(self, usage: Usage | None) -> Fields:
-        """Counters and times, as far as known. The time to load the model counts as prompt evaluation."""
+        """Counters and times, as far as known. The time to load the model counts as prompt evaluation, unless told."""
         usage = usage or Usage()
-        total, prompt, words = self._clock.durations()
+        total, *seen = self._clock.durations()
+        load, prompt, words = usage.durations or (0, *seen)
         return {
             "done": True,
             "done_reason": "length" if self._finish == "length" else "stop",
             "total_duration": total,
-            "load_duration": 0,
+            "load_duration": load,
             "prompt_eval_count": usage.prompt,
             "prompt_eval_duration": prompt,
             "eval_count": usage.completion,

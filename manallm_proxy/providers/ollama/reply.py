@@ -71,6 +71,9 @@ class Reply(Struct):
     done_reason: Any = None
     prompt_eval_count: Any = 0
     eval_count: Any = 0
+    load_duration: Any = 0
+    prompt_eval_duration: Any = 0
+    eval_duration: Any = 0
     logprobs: Any = None
     error: Any = None
 
@@ -80,6 +83,7 @@ class _Embedded(Struct):
 
     embeddings: Sequence[Sequence[float]] | None = None
     prompt_eval_count: Any = 0
+    load_duration: Any = 0
     error: Any = None
 
 
@@ -157,7 +161,8 @@ def embeddings(call: Call, body: bytes) -> Answer:
     """One vector per input. Raises BadResponse otherwise."""
     reply = _read(_EMBEDDED, body) if not sliced.is_large(body) else _read_vectors(body)
     vectors = checked_vectors(reply.embeddings or [], number_of_inputs(call), "Ollama")
-    return Answer(usage=Usage(prompt=count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
+    usage = Usage(prompt=count(reply.prompt_eval_count), durations=(count(reply.load_duration), 0, 0))
+    return Answer(usage=usage, vectors=vectors, dimensions=len(vectors[0]))
 
 
 def _read_vectors(body: bytes) -> _Embedded:
@@ -168,7 +173,7 @@ def _read_vectors(body: bytes) -> _Embedded:
         rows = read_vectors(body, span, _VECTORS.decode) if span and body[span[0]] == 0x5B else []
     except (InvalidRequest, *DecodeErrors):
         raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
-    rest = encode({key: values[key] for key in ("prompt_eval_count", "error") if key in values})
+    rest = encode({key: values[key] for key in ("prompt_eval_count", "load_duration", "error") if key in values})
     reply = _read(_EMBEDDED, rest)
     reply.embeddings = rows
     return reply

@@ -267,7 +267,10 @@ def _finish(reply: Reply, *, called: bool) -> str:
 
 
 def _usage(reply: Reply) -> Usage:
-    return Usage(prompt=count(reply.prompt_eval_count), completion=count(reply.eval_count))
+    usage = Usage(prompt=count(reply.prompt_eval_count), completion=count(reply.eval_count))
+    if words := count(reply.eval_duration):
+        usage.durations = count(reply.load_duration), count(reply.prompt_eval_duration), words
+    return usage
 
 
 def _listed(row: _Model) -> ModelInfo | None:
