@@ -83,6 +83,57 @@ def test_reasoning_in_openrouters_form(
     assert ollama(reasoning=asked)["think"] == think
 
 
+@pytest.mark.parametrize("key", ["enable_thinking", "thinking"])
+def test_thinking_as_other_servers_are_told(key: str) -> None:
+    """By vLLM's and llama.cpp's ``chat_template_kwargs``. An effort comes first."""
+    off, on = ({"chat_template_kwargs": {key: value}} for value in (False, True))
+    assert (ollama(**off)["think"], ollama(**on)["think"]) == (False, True)
+    assert gemini(**off)["generationConfig"] == {"thinkingConfig": {"includeThoughts": False, "thinkingBudget": 0}}
+    assert gemini(**on)["generationConfig"] == {"thinkingConfig": {"includeThoughts": True}}
+    assert ollama(**off, reasoning_effort="high")["think"] == "high"
+    assert ollama(**off, reasoning={"effort": "high"})["think"] == "high"
+    for odd in (None, {}, {key: None}, {key: "yes"}, "x"):
+        assert "think" not in ollama(chat_template_kwargs=odd)
+
+
+def test_fields_of_googles_own_openai_endpoint() -> None:
+    """As its documentation has them. What they say of thinking comes first."""
+    settings = [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}]
+    thinking = {"thinking_budget": 800, "include_thoughts": True}
+    google = {"thinking_config": thinking, "cached_content": "cachedContents/x", "safety_settings": settings}
+    sent = gemini(extra_body={"google": google}, reasoning_effort="low", temperature=1)
+    assert sent["generationConfig"] == {
+        "temperature": 1,
+        "thinkingConfig": {"includeThoughts": True, "thinkingBudget": 800},
+    }
+    assert (sent["cachedContent"], sent["safetySettings"]) == ("cachedContents/x", settings)
+    level = gemini("gemini-3-flash", extra_body={"google": {"thinking_config": {"thinking_level": "low"}}})
+    assert level["generationConfig"] == {"thinkingConfig": {"thinkingLevel": "LOW"}}
+    others: list[Any] = [None, "x", {}, {"google": None}, {"google": {}}, {"other": {"x": 1}}]
+    for other in others:
+        assert gemini(extra_body=other) == gemini()
+
+
+@every(
+    [
+        ({"x": 1}, Unsupported, "extra_body.google"),
+        ({"thinking_config": {"x": 1}}, Unsupported, "extra_body.google.thinking_config"),
+        ({"thinking_config": 3}, InvalidRequest, "extra_body.google.thinking_config"),
+        (
+            {"thinking_config": {"thinking_budget": "3"}},
+            InvalidRequest,
+            "extra_body.google.thinking_config.thinking_budget",
+        ),
+        ({"cached_content": 3}, InvalidRequest, "extra_body.google.cached_content"),
+        ({"safety_settings": ["x"]}, InvalidRequest, "extra_body.google.safety_settings[0]"),
+    ]
+)
+def test_a_mistake_in_googles_fields_is_named(google: Any, error: type[ProxyError], param: str) -> None:
+    with pytest.raises(error) as caught:
+        gemini(extra_body={"google": google})
+    assert caught.value.param == param
+
+
 @every([{}, {"exclude": True}, {"effort": None}, "high", None])
 def test_nothing_asked_of_reasoning(asked: Any) -> None:
     assert "generationConfig" not in gemini(reasoning=asked)
@@ -164,6 +215,7 @@ def test_ollama_only_loads_a_model_for_an_empty_prompt(prompt: Any) -> None:
     with pytest.raises(Unsupported, match="empty prompt") as caught:
         sent(OllamaWire(), "m", {"prompt": prompt}, Endpoint.COMPLETIONS)
     assert caught.value.param == "prompt"
+    assert sent(OllamaWire(), "m", {"prompt": prompt, "suffix": "b"}, Endpoint.COMPLETIONS)["prompt"] == ""
 
 
 def calling(*results: Any) -> dict[str, Any]:

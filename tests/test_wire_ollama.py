@@ -815,6 +815,8 @@ def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
     for asked, kept in (
         ({"reasoning_effort": "low"}, False),
         ({"reasoning": {"effort": "high"}}, False),
+        ({"reasoning": {"enabled": True}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, False),
         ({"reasoning_effort": "low", "think": None}, False),
         ({"think": True}, True),
     ):
@@ -822,6 +824,9 @@ def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
         assert ("think" in json.loads(WIRE.request(call, Entry(TARGET)).body)) is kept
         call = attrs.evolve(call, denied=frozenset())
         assert "think" in json.loads(WIRE.request(call, Entry(TARGET)).body)
+        again = WIRE.reshape(call, Entry(TARGET), 400, b'{"error":"m does not support thinking"}')
+        assert (again is None) is kept
+        assert again is None or "think" not in json.loads(again.body)
 
 
 def test_a_whole_chat() -> None:

@@ -27,10 +27,15 @@ class Reasoning:
 
 
 def wanted_reasoning(asked: Fields) -> Reasoning:
-    """OpenRouter's ``reasoning``, which Open WebUI sends, else ``reasoning_effort``. Raises InvalidRequest."""
+    """OpenRouter's ``reasoning``, which Open WebUI sends, else ``reasoning_effort``, else what other servers read.
+
+    Raises InvalidRequest.
+    """
     given: Any = asked.get("reasoning")
     if not isinstance(given, dict):
-        return Reasoning(_effort(asked.get(_OLDER), _OLDER))
+        effort = _effort(asked.get(_OLDER), _OLDER)
+        thinks = _template_thinks(asked) if effort is None else None
+        return Reasoning("none" if thinks is False else effort, is_on=thinks is True)
     path = "reasoning."
     hidden = optional(given, "exclude", bool, path) is True
     if (effort := _effort(given.get("effort"), path + "effort")) is not None:
@@ -42,6 +47,13 @@ def wanted_reasoning(asked: Fields) -> Reasoning:
     if budget is not None:
         return Reasoning(effort_of_budget(budget), path + "max_tokens", budget, is_hidden=hidden)
     return Reasoning(_effort(asked.get(_OLDER), _OLDER), is_on=enabled is True, is_hidden=hidden)
+
+
+def _template_thinks(asked: Fields) -> bool | None:
+    """What vLLM and llama.cpp are told by ``chat_template_kwargs`` of a model that may think; None: nothing."""
+    settings = asked.get("chat_template_kwargs")
+    found = [settings.get(key) for key in ("enable_thinking", "thinking")] if isinstance(settings, dict) else []
+    return next((value for value in found if isinstance(value, bool)), None)
 
 
 def effort_of_budget(tokens: int) -> str:

@@ -28,6 +28,7 @@ from manallm_proxy.openai.request_fields import (
     wrong,
 )
 from manallm_proxy.openai.tool_choice import tool_choice
+from manallm_proxy.providers.gemini.google_fields import google_fields
 from manallm_proxy.providers.gemini.messages import Conversation
 from manallm_proxy.providers.wire import Request
 
@@ -91,8 +92,11 @@ def _chat(asked: Fields, model: str, remarks: list[str]) -> Fields:
     if talk.instruction is not None:
         fields["systemInstruction"] = {"role": "user", "parts": [{"text": talk.instruction}]}
     fields |= _tools(asked)
-    settings = _settings(asked) | _format(asked) | _thinking(asked, model) | _logprobs(asked) | _answer_kinds(asked)
-    return fields | _config(settings)
+    google = google_fields(asked)
+    settings = _settings(asked) | _format(asked) | _logprobs(asked) | _answer_kinds(asked)
+    if thinking := google.thinking or _thinking(asked, model):
+        settings["thinkingConfig"] = thinking
+    return fields | google.top | _config(settings)
 
 
 def _completion(asked: Fields) -> Fields:
@@ -210,7 +214,7 @@ def _thinking(asked: Fields, model: str) -> Fields:
     elif effort is not None:
         budget = _BUDGETS[effort] if wanted.budget is None else wanted.budget
         config["thinkingBudget"] = max(budget, _LEAST_PRO_BUDGET if "pro" in model else 0)
-    return {"thinkingConfig": config}
+    return config
 
 
 def _format(asked: Fields) -> Fields:

@@ -83,6 +83,8 @@ def _generate(asked: Fields) -> Fields:
     fields: Fields = {"prompt": _prompt(asked.get("prompt"))} | _format(asked)
     if (suffix := optional(asked, "suffix", str)) is not None:
         fields["suffix"] = suffix
+    if not fields["prompt"] and not suffix:  # with one it says nothing, too, as there is little to say
+        raise Unsupported("Ollama begins no text from an empty prompt: it would only load the model", param="prompt")
     if optional(asked, "raw", bool):
         fields["raw"] = True
     if (top := optional(asked, "logprobs", int)) is not None:
@@ -97,9 +99,7 @@ def _prompt(prompt: object) -> str:
         raise Unsupported("Ollama takes one prompt a request: send them one by one", param="prompt")
     if isinstance(prompt, list):
         raise InvalidRequest("'prompt' must be text; Ollama takes no token ids", param="prompt")
-    if prompt is None or prompt == "":
-        raise Unsupported("Ollama begins no text from an empty prompt: it would only load the model", param="prompt")
-    return str(typed(str, prompt, "prompt"))
+    return "" if prompt is None else str(typed(str, prompt, "prompt"))
 
 
 def _embed(asked: Fields) -> Fields:

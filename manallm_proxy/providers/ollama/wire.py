@@ -59,7 +59,7 @@ from manallm_proxy.providers.ollama.reply import (
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 from manallm_proxy.providers.wire import Request, Translator
 
-_EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
+_EFFORTS: Final = frozenset({"reasoning_effort", "reasoning", "chat_template_kwargs"})
 """Effort fields that clients set for all models, whether these think or not."""
 
 
