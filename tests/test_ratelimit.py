@@ -7,15 +7,18 @@ import re
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.config.keys_model import ClientKey
 from manallm_proxy.contract.door import Client, Door
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import MemoryStore
+from manallm_proxy.gateway.client_keys import Caller, digest_of
 from manallm_proxy.gateway.ratelimit import SPAN, TokenWindow, Window, format_duration
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.token_counts import expected_tokens
@@ -160,6 +163,20 @@ def test_what_is_settled_late_counts_from_then() -> None:
     assert window.remaining(61.0) == 100
     window.settle(taken, 90, 62.0)
     assert window.remaining(62.0) == 50
+
+
+def test_what_another_window_reserved_is_none_of_ours() -> None:
+    """A reload takes a key its limit while a request is in flight, and the next one gives it one again."""
+    key = ClientKey("a", digest_of("sk-a"), tokens_per_minute=100)
+    caller = Caller(key)
+    taken = caller.reserve(60, 0, 0.0)
+    assert taken is not None
+    anything = re.compile(".*")
+    for changed in (evolve(key, tokens_per_minute=None), key):
+        caller.update(changed, anything)
+    caller.settle(taken, 10, 1.0)
+    assert caller.tokens is not None
+    assert caller.tokens.remaining(1.0) == 100
 
 
 @given(limit=st.integers(1, 50), steps=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 60)), max_size=60))

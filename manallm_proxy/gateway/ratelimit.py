@@ -136,7 +136,7 @@ class TokenWindow:
         """Replaces a reservation by the actual number. Any excess counts from now: a long stream must not expire."""
         if tokens > taken.tokens:
             self.note(tokens - taken.tokens, now)
-        elif now - taken.at < SPAN:
+        elif taken in self._taken:  # else it is over a minute old, or of a window that a reload has ended
             self._sum -= taken.tokens - tokens
             taken.tokens = tokens
             if not tokens:
