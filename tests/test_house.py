@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from tests.cases import every
 
 pytestmark = pytest.mark.together  # all of them read all files
 TESTS = Path(__file__).parent
-PACKAGE = TESTS.parent / "manallm_proxy"
+ROOT = TESTS.parent
+PACKAGE = ROOT / "manallm_proxy"
 MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "openai": {"contract"},
@@ -154,3 +157,12 @@ def test_private_names_live_in_the_file_of_internals(path: Path) -> None:
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             owner = node.value.id if isinstance(node.value, ast.Name) else type(node.value).__name__
             assert owner in ("self", "cls"), f"{path.name}:{node.lineno}: {owner}.{node.attr}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository: what was committed is not known")
+def test_no_link_leads_out_of_the_repository() -> None:
+    """One to an environment was committed twice, by `git add -A`, and took the place of the folder that was there."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    links = [ROOT / line.partition("\t")[2] for line in listed.splitlines() if line.startswith("120000 ")]
+    places = {str(link): Path(os.path.normpath(link.parent / link.readlink())) for link in links if link.is_symlink()}
+    assert [name for name, place in places.items() if not place.is_relative_to(ROOT)] == []
