@@ -56,7 +56,8 @@ def test_scripts_make_no_markup_of_text(path: Path) -> None:
 def test_nothing_is_loaded_from_elsewhere() -> None:
     """Nor does any script or style stand in the page."""
     page = (FOLDER / "index.html").read_text()
-    assert all(each.startswith(("/page/", "#")) for each in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert all(each.startswith(("/page/", "#")) for each in re.findall(r'(?:src|<link[^>]* href)="([^"]*)"', page))
+    assert re.findall(r'<a [^>]*href="([^"]*)"', page) == ["#main", "/v1/health"]
     assert re.findall(r"<script[^>]*>[^<]|<style|\son\w+=|\sstyle=", page) == []
     assert '<html lang="en">' in page and 'name="viewport"' in page
     assert "url(" not in (FOLDER / "page.css").read_text()
@@ -179,6 +180,17 @@ async def test_it_is_useful_before_anything_was_asked_for(tmp_path: Path) -> Non
         await page.until("document.querySelector('.target.serves b')?.textContent == 'loop/m'")
         assert await page.value("document.querySelector('#providers h3').textContent") == "loop"
         await page.until("document.body.innerText.includes('Connection lost')")
+
+
+@pytest.mark.built_in
+async def test_without_scripts_it_leads_to_the_same_in_json(tmp_path: Path) -> None:
+    """And does not claim to be connecting."""
+    async with proxy(settings(LOOP), tmp_path) as p, chromium() as page:
+        await page.send("Emulation.setScriptExecutionDisabled", value=True)
+        await page.open(p.url)
+        await page.until("document.querySelector('noscript a') !== null")
+        assert await page.value("document.querySelector('noscript a').getAttribute('href')") == "/v1/health"
+        assert await page.value("document.getElementById('state').innerText.trim()") == ""
 
 
 @pytest.mark.built_in

@@ -147,6 +147,7 @@ setInterval(() => { if (online && !document.hidden) soon(); }, 5000);
 setInterval(() => { if (!document.hidden) charts.draw(requests.rows); }, 10000);
 document.addEventListener("visibilitychange", () => { if (online && !document.hidden) soon(true); });
 const version = (who) => { $("version").textContent = who.version; };
+state("connecting …", "");
 const first = $("main").dataset.first; // what the page came with, where no key is asked for
 if (first) {
   delete $("main").dataset.first;
