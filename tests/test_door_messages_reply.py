@@ -16,7 +16,7 @@ from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.errors import InvalidRequest, Overloaded, ProxyError, ShuttingDown
 from manallm_proxy.contract.provider_errors import RateLimited, StreamInterrupted
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.doors.carried import Carried, unpack
+from manallm_proxy.doors.carried import Carried, pack, unpack
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.reply import MessagesReply
 from manallm_proxy.doors.messages.request import Thinking
@@ -28,7 +28,7 @@ from tests.upstreams import DONE, Connection, Seen, chunk, completion, each, ups
 TARGET = Target("gpu", "m")
 SHOWN = Thinking()
 SIGNED = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
-CARRIED = Carried("gpu", extras={"c": SIGNED["extra_content"]})
+CARRIED = Carried("gpu", "", extras={"c": SIGNED["extra_content"]})
 
 
 def reply(thinking: Thinking = SHOWN) -> MessagesReply:
@@ -68,7 +68,7 @@ def test_text_and_thoughts_are_blocks_of_their_own() -> None:
     steps = (Delta(reasoning="let me"), Delta(reasoning=" see"), Delta("Hel"), Delta("lo"), Delta(finish="stop"))
     made = both(*steps, usage=Usage(prompt=12, completion=7, reasoning=4, cached=6, written=2))
     assert made["content"] == [
-        {"type": "thinking", "thinking": "let me see", "signature": ""},
+        {"type": "thinking", "thinking": "let me see", "signature": pack(Carried("gpu"))},
         {"type": "text", "text": "Hello"},
     ]
     assert (made["model"], made["stop_reason"], made["stop_sequence"]) == ("gpu/m", "end_turn", None)

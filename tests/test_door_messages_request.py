@@ -38,6 +38,7 @@ USE = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"x": 1}}
 CALL = {"id": "toolu_1", "type": "function", "function": {"name": "add", "arguments": '{"x":1}'}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "3"}
 ENTRY = Entry(Target("p", "gemini-2.5-flash"), Timeouts())
+CLIENT = Client("req-1")
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
 
 
@@ -162,9 +163,14 @@ def test_thoughts_stay_here_but_for_what_a_provider_wants_back() -> None:
             "role": "assistant",
             "content": None,
             "tool_calls": [{**CALL, **extra}],
+            **({"reasoning_content": "hm"} if extra else {}),
         }
         assert (own.summary.needs, own.cuts_length, own.length) == (call.summary.needs, True, 10)
     assert said(HI, assistant(theirs), HI) == [HI, HI]
+    alone, _ = MessagesDoor().read(
+        json.dumps({"max_tokens": 1, "messages": [HI, assistant(ours), HI]}).encode(), CLIENT
+    )
+    assert json.loads(alone.at("g").body)["messages"] == [HI, HI]
 
 
 FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.doors.replay.forms import REPLAYS
+from tests import anthropic_stream
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
-from tests.upstreams import DONE, Connection, Seen, each, upstream
+from tests.upstreams import DONE, Connection, Seen, completion, each, upstream
 
 
 def thinks(text: str) -> list[dict[str, Any]]:
@@ -108,3 +111,62 @@ def test_nothing_is_lost_of_an_answer_that_is_kept() -> None:
     ):
         whole = json.loads(replay.to_whole(b"".join((*frames, says("", "stop"), DONE)), None) or b"")
         assert whole["choices"][0]["message"]["content"] == content
+
+
+REASONED = {"reasoning_content": "I add.", "reasoning": "I add."}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+ADD = {"name": "add", "input_schema": {"type": "object"}}
+
+
+async def kimi(connection: Connection, seen: Seen) -> None:
+    """Refuses the result of a call without what was thought before it, under the name that its model's name says."""
+    key, messages = seen.json["model"], seen.json["messages"]
+    if any(message["role"] == "tool" for message in messages):
+        if messages[1].get(key) == "I add.":
+            await connection.reply(completion("3"))
+        else:
+            words = f"thinking is enabled but {key} is missing in assistant tool call message at index 1"
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+        return
+    if not seen.json.get("stream"):
+        message = {"content": "", key: "I add.", "tool_calls": [CALL]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        await connection.reply({"id": "c", "object": "chat.completion", "model": "m", "choices": [choice]})
+        return
+    await connection.head()
+    steps: list[dict[str, Any]] = [{"content": None, key: word} for word in ("I", " ", "add", ".")]
+    for delta in (*steps, {"tool_calls": [{"index": 0, **CALL}]}):
+        row = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        choice = {"index": 0, "delta": delta, "finish_reason": None}
+        await connection.chunk(b"data: " + json.dumps({**row, "choices": [choice]}).encode() + b"\n\n")
+    await connection.chunk(says("", "tool_calls") + DONE)
+    await connection.end()
+
+
+@pytest.mark.parametrize("display", ["summarized", "omitted"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_was_thought_before_a_call_comes_back_with_its_result(
+    stream: bool, display: str, tmp_path: Path
+) -> None:
+    """To whom it is from, under the name that it came by, whether the client saw it or not (new-api issue 3121)."""
+    async with upstream(each(kimi)) as up, upstream(each(kimi)) as other:
+        async with proxy(settings({"p": openai(up.url), "q": openai(other.url)}), tmp_path) as p:
+            for model in REASONED:
+                asked = {
+                    "model": f"p/{model}",
+                    "max_tokens": 9,
+                    "tools": [ADD],
+                    "stream": stream,
+                    "thinking": {"type": "adaptive", "display": display},
+                }
+                async with p.client.post(p.url + "/v1/messages", json={**asked, **HI}) as response:
+                    raw = await everything(response)
+                content = (anthropic_stream.message(raw) if stream else json.loads(raw))["content"]
+                assert [block["type"] for block in content] == ["thinking", "tool_use"]
+                assert content[0]["thinking"] == ("I add." if display == "summarized" else "")
+                result = {"type": "tool_result", "tool_use_id": "c1", "content": "3"}
+                turns = [*HI["messages"], {"role": "assistant", "content": content}]
+                later = {**asked, "stream": False, "messages": [*turns, {"role": "user", "content": [result]}]}
+                assert (await p.post("/v1/messages", later))[0] == 200
+                code, told, _ = await p.post("/v1/messages", {**later, "model": f"q/{model}"})
+                assert (code, "is missing" in told["error"]["message"]) == (400, True), "it is of another provider"

@@ -22,7 +22,8 @@ EXTRA: Final = "extra_content"
 """The member of a tool call, in OpenAI's format, for data that its provider expects back with it."""
 KEPT: Final = "manallm_carried"
 """The member of a stored item for the same data, if the client did not request it or has no place for it."""
-_KEYS: Final = ("reasoning_content", "reasoning")
+KEYS: Final = ("reasoning_content", "reasoning")
+"""The members in which a provider may expect its reasoning back."""
 
 
 @frozen
@@ -34,7 +35,7 @@ class Carried:
 
     provider: str = ""
     reasoning: str = field(default="", repr=False)
-    key: str = _KEYS[0]
+    key: str = KEYS[0]
     """See `answers.Delta.reasoning_key`."""
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
     details: list[dict[str, Any]] = field(factory=list, repr=False)
@@ -64,7 +65,7 @@ def unpack(content: object) -> Carried:
         found = _CARRIED.decode(base64.b64decode(content[len(_PREFIX) :], altchars=b"-_", validate=True))
     except (ValueError, *DecodeErrors):
         return Carried()
-    return found if found.provider and found.key in _KEYS else Carried()
+    return found if found.provider and found.key in KEYS else Carried()
 
 
 _CARRIED: Final = msgspec.json.Decoder(Carried)

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import field
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.carried import Carried, pack
+from manallm_proxy.doors.carried import KEYS, Carried, pack
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
@@ -35,8 +35,11 @@ class Block:
     signature: str = field(default="", repr=False)
     """Of thinking: what the client must return, once the block ends."""
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
-    """See `carried.Carried`, as for ``details``."""
+    """See `carried.Carried`, as for ``details`` and ``key``; empty: the reasoning does not go back."""
     details: ReasoningDetails | None = field(default=None, repr=False)
+    key: str = ""
+    hidden: list[str] = field(factory=list, repr=False)
+    """Reasoning that the client does not want to see."""
     sent: int = 0
     """Number of a tool call's ``pieces`` sent; they are kept to detect the end of its input."""
     index: int | None = None
@@ -50,9 +53,10 @@ class Block:
 
     def sign(self, provider: str) -> None:
         """Puts what `provider` must get back into ``signature``, if there is any."""
-        if self.extras or self.details is not None:
+        if self.key or self.extras or self.details is not None:
             details = self.details.whole() if self.details is not None else []
-            self.signature = pack(Carried(provider, extras=self.extras, details=details))
+            hidden = joined_text(self.hidden) if not details else ""
+            self.signature = pack(Carried(provider, hidden, self.key or KEYS[0], self.extras, details))
 
     def unsent(self) -> str:
         """Returns what was added since the last call."""

@@ -24,7 +24,7 @@ from manallm_proxy.contract.answers import (
 )
 from manallm_proxy.contract.provider_errors import too_many_items
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.carried import EXTRA
+from manallm_proxy.doors.carried import EXTRA, KEYS
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking
 from manallm_proxy.openai.call_arguments import begins_another
@@ -66,8 +66,8 @@ class Blocks:
         """Adds `delta`. Only one choice was requested."""
         if delta.index:
             return
-        if delta.reasoning and self.thinking.shown:
-            self._append(Kind.THINKING, delta.reasoning)
+        if delta.reasoning and self.thinking.signed:
+            self._think(delta)
         if delta.details and self.thinking.signed:
             self._keep(delta.details)
         if text := delta.content + delta.refusal:
@@ -106,7 +106,8 @@ class Blocks:
             block.pieces.append(texts.text)  # kept to detect the end of the input
             block.sent += 1
             return block
-        return block if block.kind is _KINDS.get(type(texts)) and not block.pieces else None
+        is_shown = self.thinking.shown or type(texts) is Words
+        return block if block.kind is _KINDS.get(type(texts)) and not block.pieces and is_shown else None
 
     @property
     def wait_long(self) -> bool:
@@ -121,6 +122,14 @@ class Blocks:
             return "stop_sequence"
         done = "tool_use" if self._calls else "end_turn"
         return _STOP_REASONS.get(self._finish or "", done)
+
+    def _think(self, delta: Delta) -> None:
+        """Adds reasoning. Kimi and DeepSeek refuse the result of a call without what was thought before it."""
+        key = delta.reasoning_key if delta.reasoning_key in KEYS else ""
+        if key or self.thinking.shown:
+            thought = self._thought()
+            thought.key = key
+            (thought.pieces if self.thinking.shown else thought.hidden).append(delta.reasoning)
 
     def _append(self, kind: Kind, text: str) -> Block:
         if not self._queue or self._queue[-1].kind is not kind:

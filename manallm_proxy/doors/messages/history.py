@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import field
+from attrs import evolve, field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.records import define
@@ -58,13 +58,13 @@ class History:
             raise InvalidRequest("'messages' holds nothing to answer: add a user message", param="messages")
         return history
 
-    @property
-    def carries(self) -> bool:
-        """Whether some data is for one provider alone."""
-        return bool(self._carried)
+    def carries(self, provider: str | None = None) -> bool:
+        """Whether some data is for `provider` alone; None: for any one."""
+        rows = [each for carried in self._carried.values() for each in carried]
+        return any(each.provider if provider is None else each.provider == provider for each in rows)
 
     def messages_for(self, provider: str) -> list[Fields]:
-        """The messages as `provider` gets them: with the data that it gave the client to return."""
+        """The messages as `provider` gets them: with its own thoughts, and the data that it wants back."""
         rows = [*self.messages]
         for n, carried in self._carried.items():
             rows[n] = _completed(rows[n], [each for each in carried if each.provider == provider])
@@ -134,13 +134,13 @@ class History:
                     calls.append(self._call(block, at + "."))
                     places.append(at)
                 case "thinking":
-                    carried.append(unpack(block.get("signature")))
+                    carried.append(_thought(block, at + "."))
                 case "redacted_thinking":
                     pass  # only the API that wrote it can read it
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
         text = joined_lines(texts)
-        if any(each.provider for each in carried):
+        if carried and (calls or texts):
             self._carried[len(self.messages)] = carried
         if calls:
             said = {"role": "assistant", "content": text or None, "tool_calls": calls}
@@ -160,10 +160,21 @@ class History:
         return {"id": id_, "type": "function", "function": function}
 
 
+def _thought(block: Fields, path: str) -> Carried:
+    """What a thinking block carries, with its text if that goes back."""
+    carried = unpack(block.get("signature"))
+    if not carried.provider or carried.reasoning or carried.details:
+        return carried
+    return evolve(carried, reasoning=optional(block, "thinking", str, path) or "")
+
+
 def _completed(message: Fields, carried: list[Carried]) -> Fields:
     """`message` with the data that belongs to it."""
     details = [detail for each in carried for detail in each.details]
     message = {**message, DETAILS: details} if details else message
+    for each in carried:
+        if each.reasoning and not each.details:
+            message = {**message, each.key: joined_lines(filter(None, (message.get(each.key), each.reasoning)))}
     extras = {id_: extra for each in carried for id_, extra in each.extras.items()}
     if not extras or "tool_calls" not in message:
         return message

@@ -100,12 +100,16 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
     fields = {key: value for key, value in fields.items() if value is not None}
     large = is_large(body)
 
+    made = _made(fields, large)
+
     def own(provider: str) -> tuple[bytes, RequestSummary]:
+        if not history.carries(provider):
+            return made
         return _made({**fields, "messages": history.messages_for(provider)}, large)
 
     paths = CallerPaths("messages", history.origins, _FIELDS)
     stops = frozenset(fields.get("stop", ()))
-    return Asked(*_made(fields, large), thinking, stops, paths, own if history.carries else None)
+    return Asked(*made, thinking, stops, paths, own if history.carries() else None)
 
 
 def _made(fields: Fields, large: bool) -> tuple[bytes, RequestSummary]:
