@@ -110,6 +110,17 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
         assert (ROOT / name).exists() or (ROOT / "manallm_proxy" / name).exists(), name
 
 
+def test_every_name_of_the_code_exists() -> None:
+    """`module.name` in CONTRIBUTING stands for something in that module."""
+    modules: dict[str, str] = {}
+    for path in (ROOT / "manallm_proxy").rglob("*.py"):
+        modules[path.stem] = modules.get(path.stem, "") + path.read_text()
+    named = re.findall(r"`(\w+)\.(\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    found = [(module, name) for module, name in named if module in modules and name != "py"]
+    assert len(found) > 3
+    assert [each for each in found if not re.search(rf"\b{each[1]}\b", modules[each[0]])] == []
+
+
 @pytest.mark.parametrize("name", WITH_FACTS)
 def test_every_fact_has_its_place_in_the_code(name: str) -> None:
     """Each point of a list names a file, which exists by the test above."""
