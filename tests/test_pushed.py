@@ -21,7 +21,7 @@ from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.response import Response
-from manallm_proxy.http_server.stream_writer import PART_BYTES, WRITE_HIGH_WATER, Pace, StreamWriter
+from manallm_proxy.http_server.stream_writer import PART_BYTES, WRITE_HIGH_WATER, StreamTiming, StreamWriter
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider, HttpStream
 from manallm_proxy.providers.openai.stream import EventRelay
@@ -29,7 +29,7 @@ from manallm_proxy.providers.openai.wire import OpenAIWire
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
-PACE = Pace(heartbeat=0, write_timeout=60, write_rate=1)
+TIMING = StreamTiming(heartbeat=0, write_timeout=60, write_rate=1)
 
 
 @define
@@ -226,7 +226,7 @@ def opened(connection: Connection, response: Response) -> tuple[HttpStream, Stre
     client: Any = Side()
     request = make_mocked_request("POST", "/", transport=client)
     request.writer.output_size = 0  # a mock, where a connection's writer has a number
-    writer = StreamWriter(request, {}, PACE, bytes)
+    writer = StreamWriter(request, {}, TIMING, bytes)
     connection.data_received(HEAD)
     return stream, writer, ClientStream(ChatReply(SUMMARY), writer, stream), client
 

@@ -7,7 +7,7 @@ import contextlib
 
 from aiohttp.test_utils import make_mocked_request
 
-from manallm_proxy.http_server.stream_writer import PART_BYTES, Pace, StreamWriter
+from manallm_proxy.http_server.stream_writer import PART_BYTES, StreamTiming, StreamWriter
 
 
 class Pipe:
@@ -46,7 +46,9 @@ async def test_nothing_stands_in_the_middle_of_a_large_event() -> None:
     pipe = Pipe()
     request = make_mocked_request("POST", "/", transport=pipe)
     request.writer.output_size = 0
-    writer = StreamWriter(request, {}, Pace(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n")
+    writer = StreamWriter(
+        request, {}, StreamTiming(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n"
+    )
     writing = asyncio.ensure_future(writer.write(LARGE))
     turns = 0
     while not writing.done():
@@ -62,7 +64,7 @@ async def test_a_broken_stream_ends_the_event_that_was_being_written() -> None:
     pipe = Pipe()
     request = make_mocked_request("POST", "/", transport=pipe)
     request.writer.output_size = 0
-    writer = StreamWriter(request, {}, Pace(heartbeat=0, write_timeout=60, write_rate=1), lambda: b"")
+    writer = StreamWriter(request, {}, StreamTiming(heartbeat=0, write_timeout=60, write_rate=1), lambda: b"")
     writing = asyncio.ensure_future(writer.write(LARGE))
     await asyncio.sleep(0)
     assert 0 < len(pipe.written) < len(LARGE)
@@ -79,7 +81,9 @@ async def test_a_heartbeat_that_is_due_as_the_stream_ends_is_not_sent() -> None:
     pipe = Pipe()
     request = make_mocked_request("POST", "/", transport=pipe)
     request.writer.output_size = 0  # a mock, where a connection's writer has a number
-    writer = StreamWriter(request, {}, Pace(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n")
+    writer = StreamWriter(
+        request, {}, StreamTiming(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n"
+    )
     await writer.write(b"data: 1\n\n")
     await asyncio.sleep(0)  # the timer is due: it fires after us in this turn, and makes the heartbeat's task
     assert writer._heartbeat_task is None

@@ -46,7 +46,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import running_task
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
-from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.http_server.stream_writer import StreamTiming, StreamWriter
 from manallm_proxy.openai.large import LARGE_BYTES, free_in_thread, offload
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
@@ -263,8 +263,8 @@ class Exchange:
             config = self.generation.config
             headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
             headers |= self.renderer.common_headers(self.request) | self.headers()
-            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
-            self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat if beats else bytes)
+            timing = StreamTiming(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
+            self._writer = StreamWriter(self.request, headers, timing, reply.heartbeat if beats else bytes)
         return self._writer
 
     async def _fail(self, error: ProxyError) -> web.StreamResponse:

@@ -38,7 +38,7 @@ class _Guard:
 
 
 class Limits(Protocol):
-    """The part of the configuration's ``limits`` that concerns clients that read slowly; see `Pace`."""
+    """The part of the configuration's ``limits`` that concerns clients that read slowly; see `StreamTiming`."""
 
     @property
     def write_timeout(self) -> float: ...

@@ -29,7 +29,7 @@ PART_BYTES: Final = 256 * 1024
 
 
 @define  # not frozen: there is one for each request
-class Pace:
+class StreamTiming:
     """Seconds between heartbeats on a silent stream (0: none), and until a client that does not read is cut off.
 
     ``write_rate``: bytes per second that it must read while data waits for it.
@@ -76,7 +76,7 @@ class StreamWriter:
 
     request: web.BaseRequest
     headers: dict[str, str]
-    pace: Pace
+    timing: StreamTiming
     heartbeat: Callable[[], bytes]
     bytes_sent: int = 0
     first_at: float | None = None
@@ -188,7 +188,7 @@ class StreamWriter:
             self.first_at = now
         response.put_part(data, last=last)
         if transport is None or (size := transport.get_write_buffer_size()) > WRITE_LOW_WATER:
-            self._writing = progress = Progress(now, self.pace.write_rate, self._debt)
+            self._writing = progress = Progress(now, self.timing.write_rate, self._debt)
             if transport is not None and size > WRITE_HIGH_WATER:
                 progress.stalled_for(transport, now)
                 await response.drain()
@@ -204,13 +204,13 @@ class StreamWriter:
 
     def _note_write(self, data: bytes) -> None:
         now = self._loop.time()
-        self._writing = Progress(now, self.pace.write_rate)
+        self._writing = Progress(now, self.timing.write_rate)
         self.first_at = now if self.first_at is None else self.first_at
         self.bytes_sent += len(data)
 
     @property
     def _interval(self) -> float:
-        return min(self.pace.heartbeat or NEVER, self.pace.write_timeout)
+        return min(self.timing.heartbeat or NEVER, self.timing.write_timeout)
 
     def _check(self) -> None:
         """Cuts off a client that does not read; sends a heartbeat in a silence; reschedules itself."""
@@ -222,15 +222,15 @@ class StreamWriter:
         due = NEVER
         if self._writing is not None:
             stalled = self._writing.stalled_for(transport, now)
-            if stalled >= self.pace.write_timeout:
+            if stalled >= self.timing.write_timeout:
                 transport.abort()
                 return
-            due = self.pace.write_timeout - stalled
-        elif self.pace.heartbeat:
-            if now - self._last_write >= self.pace.heartbeat:
+            due = self.timing.write_timeout - stalled
+        elif self.timing.heartbeat:
+            if now - self._last_write >= self.timing.heartbeat:
                 self._heartbeat_task = loop.create_task(self._send_heartbeat())
                 self._last_write = now
-            due = max(self._last_write + self.pace.heartbeat - now, self.pace.heartbeat / 4)
+            due = max(self._last_write + self.timing.heartbeat - now, self.timing.heartbeat / 4)
         self._timer = loop.call_later(min(due, self._interval), self._check)
 
     async def _send_heartbeat(self) -> None:
