@@ -93,7 +93,6 @@ def _raw(data: bytes, then: Break = _silence) -> Break:
 
 
 BROKEN: Final = [
-    # S1, S2
     Broken("FIN", _fin),
     Broken("RST", _rst),
     Broken("half-close", _half_close),
@@ -102,18 +101,15 @@ BROKEN: Final = [
     Broken("a last chunk inside an event", _inside(_last_chunk), is_whole=True),
     Broken("FIN before the length", _fin, framed="length"),
     Broken("RST before the length", _rst, framed="length"),
-    # S3
     Broken("FIN, HTTP/1.0", _fin, framed="close"),
     Broken("RST, HTTP/1.0", _rst, framed="close"),
     Broken("a last chunk without an end of the answer", _last_chunk, is_whole=True),
     Broken("an error event", _error, is_whole=True),
-    # S4
     Broken("a broken chunk size", _raw(b"zz\r\n"), LIMIT),
     Broken("a negative chunk size", _raw(b"-1\r\n"), LIMIT),
     Broken("a chunk that is longer than it says", _raw(b"3\r\nabcdefgh\r\n"), LIMIT),
     Broken("a chunk of 2^64 bytes", _raw(b"10000000000000000\r\n"), LIMIT),
     Broken("garbage", _raw(bytes(range(256))), LIMIT),
-    # S5
     Broken("silence", _silence, LIMIT),
     Broken("silence inside an event", _drip, LIMIT),
 ]

@@ -147,7 +147,7 @@ FAULTS: Final = [
     raw(
         "a body cut by RST (chunks)", GONE + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", "reset", asked=WHOLE, **CLOSED
     ),
-    # U3, U4: silence
+    # silence
     raw("silence", b"", "silence", **SLOW),
     raw("silence at accept", b"", "silence", at_accept=True, **SLOW),
     raw("half a head, silence", b"HTTP/1.1 200 OK\r\nContent-Ty", "silence", **SLOW),
@@ -164,7 +164,7 @@ FAULTS: Final = [
     Fault("comments for ever", endless(GONE + b"\r\n", b": wait\n\n", 0.01), asked=STREAM, kinds=OPENAI, **SLOW),
     Fault("a head byte by byte", endless(b"HTTP/1.1 200 OK\r\nX: ", b"a", 0.01), **SLOW),
     Fault("100 Continue for ever", endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), **SLOW),
-    # U10: no HTTP
+    # no HTTP
     raw("garbage", bytes(range(256)) * 4),
     raw("a status line of rubbish", b"HTTP/1.1 abc def\r\n\r\n"),
     raw("a status of four digits", b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\n{}"),
@@ -181,7 +181,7 @@ FAULTS: Final = [
     raw("switching protocols", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
     Fault("headers for ever", endless(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"a" * 1000 + b"\r\n")),
     Fault("one header for ever", endless(b"HTTP/1.1 200 OK\r\nX: ", b"a" * 1000)),
-    # U11: HTTP, but no answer
+    # HTTP, but no answer
     body("HTML", b"<html>login</html>", "text/html", **EITHER),
     body("HTML that says JSON", b"<html>login</html>", **EITHER),
     body("an empty body", b"", asked=WHOLE),  # an empty stream is an answer
@@ -189,9 +189,9 @@ FAULTS: Final = [
     body("JSON cut short", b'{"choices":[{"mess', **EITHER),
     body("an object of something else", b'{"id":1}', **EITHER),
     Fault("no content", answers("204 No Content", b"")),
-    # U12: elsewhere
+    # elsewhere
     *[Fault(f"redirect {n}", answers(f"{n} Go", extra=ELSEWHERE)) for n in (301, 302, 307, 308)],
-    # U7: statuses
+    # statuses
     status(500),
     status(502),
     status(503),

@@ -61,7 +61,7 @@ async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kin
 
 
 async def test_heartbeats_come_only_between_events(tmp_path: Path) -> None:
-    """S5: a provider that stops in the middle of an event gets its time, and its event arrives in one piece."""
+    """A provider that stops in the middle of an event gets its time, and its event arrives in one piece."""
 
     async def answer(connection: Connection, seen: Seen) -> None:
         await connection.head()
@@ -81,7 +81,7 @@ async def test_heartbeats_come_only_between_events(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ENDLESS)
 async def test_an_event_without_end_is_broken_off(tmp_path: Path, what: str) -> None:
-    """S7, see test_resources for its memory: the next of the chain answers, and the connection is closed."""
+    """The next of the chain answers, and the connection is closed; for its memory see test_resources."""
     async with scene(DIALECTS["openai"], each(endless(what)), tmp_path, timeouts={"first_byte": 3}) as at:
         reply = await at.ask("stream")
         assert (reply.status, reply.resolved) == (200, "good/m")

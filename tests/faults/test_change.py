@@ -59,7 +59,7 @@ async def _close_after(session: aiohttp.ClientSession, tasks: list[asyncio.Task[
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("times", "rate"), [(5, 50), pytest.param(100, 200, marks=HEAVY)])
 async def test_reloads_lose_nothing(tmp_path: Path, times: int, rate: int) -> None:
-    """L1, H9: SIGHUP under load and open streams, the chain turned round each time; health is kept.
+    """SIGHUP under load and open streams, the chain turned round each time; health is kept.
 
     Then the same process gets files that are broken, and a storm of signals.
     """
@@ -109,7 +109,7 @@ async def some_more(tally: Tally) -> None:
 
 
 async def a_broken_file_changes_nothing(running: Process, path: Path, config: dict[str, Any]) -> None:
-    """L2: half a file, no file, an unknown key: under load the old configuration serves on, and says so each time."""
+    """Half a file, no file, an unknown key: under load the old configuration serves on, and says so each time."""
     tally = Tally()
     async with load(running.url, 50, tally):
         for number, broken in enumerate(["providers: [", "", yaml.safe_dump({**config, "oops": 1}), None]):
@@ -144,7 +144,7 @@ async def a_storm_of_reloads_holds_up_nobody(running: Process) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("times", "rate"), [(2, 50), pytest.param(20, 200, marks=HEAVY)])
 async def test_restarts_lose_nothing(tmp_path: Path, times: int, rate: int) -> None:
-    """L4: with systemd's socket, no connection refused, none reset, no stream cut, by clients old and new.
+    """With systemd's socket, no connection refused, none reset, no stream cut, by clients old and new.
 
     Then the same unit turns clients away, waits for those that have said nothing yet, and is killed.
     """
@@ -213,7 +213,7 @@ async def _status(session: aiohttp.ClientSession, unit: Supervisor) -> int:
 
 
 async def connections_without_a_word_are_not_lost(unit: Supervisor) -> None:
-    """L4: accepted just before the listener goes, its request comes a moment later: it is answered."""
+    """Accepted just before the listener goes, its request comes a moment later: it is answered."""
     os.kill(unit.pid, signal.SIGTERM)
     await unit.hears("STOPPING=1")
     tally: list[bytes] = []
@@ -243,7 +243,7 @@ async def _late(port: int, connects: float, tally: list[bytes]) -> None:
 
 
 async def sigkill_leaves_nothing(unit: Supervisor) -> None:
-    """L6: killed under load, it is up again in 3 s under its socket's unit; no lock, no port is left over."""
+    """Killed under load, it is up again in 3 s under its socket's unit; no lock, no port is left over."""
     tally = Tally()
     async with load(unit.url, 50, tally):
         await until(lambda: tally.served > 10, 20)
@@ -279,7 +279,7 @@ async def test_a_drain_is_not_over_while_something_is_in_hand(tmp_path: Path) ->
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_sigterm_while_it_starts(tmp_path: Path, workers: str) -> None:
-    """L5: while the first round of probes waits for a provider, it ends at once all the same, and well."""
+    """While the first round of probes waits for a provider, it ends at once all the same, and well."""
 
     async def hangs(connection: Connection) -> None:
         await connection.gone()
@@ -297,7 +297,7 @@ async def test_sigterm_while_it_starts(tmp_path: Path, workers: str) -> None:
 
 
 async def test_a_stuck_loop_is_ended_with_its_stack(tmp_path: Path) -> None:
-    """L7: a loop that stands still pings no more; SIGABRT, the watchdog's, leaves the stack in the log."""
+    """A loop that stands still pings no more; SIGABRT, the watchdog's, leaves the stack in the log."""
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.bind(str(tmp_path / "watchdog"))
     notify.setblocking(False)

@@ -24,7 +24,7 @@ PHASES = ["body upload", "first byte", "whole answer", "between fallbacks", "str
 
 @pytest.mark.parametrize(("phase", "how", "connection"), turns(PHASES, list(LEAVES)))
 async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> None:
-    """C1: the provider is left within a second, nobody else is asked, nobody is blamed, the log says client_gone."""
+    """The provider is left within a second, nobody else is asked, nobody is blamed, the log says client_gone."""
     dies = status("503 No") if phase == "between fallbacks" else slow
     async with scene(DIALECTS["openai"], each(dies), tmp_path) as at, upstream(each(slow)) as second:
         config = settings({"bad": openai(at.faulty.url), "second": openai(second.url), "good": openai(at.good.url)})
@@ -58,7 +58,7 @@ async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> Non
 
 @pytest.mark.built_in
 async def test_the_real_process_notices_a_leaver(tmp_path: Path) -> None:
-    """C1 over uvloop: before the first byte and in a stream, in each of the ways to leave."""
+    """Over uvloop too: before the first byte and in a stream, in each of the ways to leave."""
     async with upstream(each(slow)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         port = int(running.url.rpartition(":")[2])
         for streaming, how in itertools.product((False, True), LEAVES):
@@ -78,7 +78,7 @@ async def test_the_real_process_notices_a_leaver(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "connection"), turns(LEAVES))
 async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> None:
-    """C3: a client that leaves while it holds the half-open circuit's one trial does not lock its target out."""
+    """A client that leaves while it holds the half-open circuit's one trial does not lock its target out."""
 
     async def script(connection: Connection, seen: Seen) -> None:
         many = len(connection.upstream.posts)
@@ -106,7 +106,7 @@ async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> N
 
 @pytest.mark.built_in
 async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
-    """C4: 300 connections, silent or in the middle of a head, disturb nobody and are closed at their limit."""
+    """300 connections, silent or in the middle of a head, disturb nobody and are closed at their limit."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path, proxy={"limits": {"body_timeout": 0.5}}) as at:
         crowd = []
         for number in range(300):
@@ -123,7 +123,7 @@ async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.built_in
 async def test_a_flood_of_rubbish(tmp_path: Path) -> None:
-    """X14: a thousand requests that are none: each refused, a few told in the log, and others are served."""
+    """A thousand requests that are none: each refused, a few told in the log, and others are served."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path) as at:
         before = len(at.p.log.getvalue())
 
@@ -168,7 +168,7 @@ async def _opened(at: Scene) -> aiohttp.ClientResponse:
 @pytest.mark.built_in
 @pytest.mark.parametrize("many", [2, 100])
 async def test_pipelined_requests_are_answered_in_order(tmp_path: Path, many: int) -> None:
-    """C9: each its own answer, none twice, none missing."""
+    """Each its own answer, none twice, none missing."""
 
     async def echo(connection: Connection, seen: Seen) -> None:
         await connection.reply({"object": "chat.completion", "choices": [], "id": seen.json["id"]} | _choice(seen))

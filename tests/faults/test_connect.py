@@ -23,7 +23,7 @@ ASKED: tuple[Asked, ...] = ("chat", "stream", "embeddings")
 
 @pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_closed_port(tmp_path: Path, kind: str, asked: Asked) -> None:
-    """U1: refused, fallen back from, blamed; when it is back, its first probe lets requests in again (H2)."""
+    """Refused, fallen back from, blamed; when it is back, its first probe lets requests in again."""
     health = {"probe_interval": 0.3, "probe_timeout": 5, "backoff": 0.4}
     async with scene(DIALECTS[kind], each(DIALECTS[kind].good), tmp_path, proxy={"health": health}) as at:
         await at.faulty.stop()
@@ -49,7 +49,7 @@ def black_hole() -> Iterator[int]:
 
 @pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: Asked) -> None:
-    """U2: a machine that is switched off costs ``connect``, and once its circuit is open nothing."""
+    """A machine that is switched off costs ``connect``, and once its circuit is open nothing."""
     async with upstream(each(answers)) as good:
         off = DIALECTS[kind].config(f"http://127.0.0.1:{black_hole}", timeouts={"connect": LIMIT})
         config = settings({"bad": off, "good": openai(good.url)}, health={"probe_timeout": LIMIT})
@@ -64,7 +64,7 @@ async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: A
 
 
 async def test_a_chain_of_four_that_hang(tmp_path: Path, black_hole: int) -> None:
-    """U15: the sum of their limits, and a 503 that names all four with their times."""
+    """The sum of their limits, and a 503 that names all four with their times."""
     off = openai(f"http://127.0.0.1:{black_hole}", timeouts={"connect": LIMIT})
     config = settings(dict.fromkeys("abcd", off), health={"probe_timeout": LIMIT})
     async with proxy(config, tmp_path) as p:
@@ -100,7 +100,7 @@ class Dripping(Connection):
 
 @pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_slow_drip_is_no_fault(tmp_path: Path, kind: str, asked: Asked) -> None:
-    """A byte at a time, none later than ``idle``, all longer than ``idle``: it arrives whole (S8)."""
+    """A byte at a time, none later than ``idle``, all longer than ``idle``: it arrives whole."""
 
     async def drip(connection: Connection, seen: Seen) -> None:
         await DIALECTS[kind].good(Dripping(connection.reader, connection.writer, connection.upstream), seen)
@@ -114,7 +114,7 @@ async def test_a_slow_drip_is_no_fault(tmp_path: Path, kind: str, asked: Asked) 
 
 @pytest.mark.parametrize(("kind", "how", "connection"), turns(DIALECTS, ["fin", "reset", "after the next request"]))
 async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> None:
-    """U6: three in the pool have died: the same provider serves over a fresh one, and nobody is blamed."""
+    """Three in the pool have died: the same provider serves over a fresh one, and nobody is blamed."""
     dialect = DIALECTS[kind]
     turn = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Load, with its figures printed: ten thousand idle streams (R1); overload sheds while they go on."""
+"""Load, with its figures printed: ten thousand idle streams; overload sheds while they go on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def seconds_of_cpu(pid: int) -> float:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("many", [pytest.param(STREAMS, marks=pytest.mark.heavy), 200])
 async def test_idle_streams(tmp_path: Path, many: int) -> None:
-    """R1: all open at once on one worker, in bounded memory, and others are served as fast as ever."""
+    """All open at once on one worker, in bounded memory, and others are served as fast as ever."""
     async with farm("upstream") as held, upstream(each(answers)) as quick:
         providers = {
             "held": openai(f"http://127.0.0.1:{await said(held)}", timeouts={"connect": 20, "idle": 900}),

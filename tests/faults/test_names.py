@@ -1,4 +1,4 @@
-"""DNS (U13): a name that is not there, a resolver that hangs, and what it means for everybody else."""
+"""DNS: a name that is not there, a resolver that hangs, and what it means for everybody else."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ FEW = 96
 
 
 async def test_descriptors_that_run_out_come_back(tmp_path: Path) -> None:
-    """R2: a crowd gets half of them, streams in flight go on, the log is no flood, and then it serves again."""
+    """A crowd gets half of them, streams in flight go on, the log is no flood, and then it serves again."""
     async with upstream(each(slow)) as gpu:
         gpu.go.set()
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
@@ -58,7 +58,7 @@ async def test_descriptors_that_run_out_come_back(tmp_path: Path) -> None:
 
 
 async def test_a_crowd_leaves_descriptors_for_a_provider(tmp_path: Path) -> None:
-    """R2: who was in is served, with a new connection to the provider; who comes later, once others have left."""
+    """Who was in is served, with a new connection to the provider; who comes later, once others have left."""
     async with upstream(each(answers)) as gpu:
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()}, health={"probe_interval": 0.3})
         async with logging_to(tmp_path / "log", tmp_path, config, files=FEW) as (child, url):
@@ -85,7 +85,7 @@ async def test_a_crowd_leaves_descriptors_for_a_provider(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("where", ["closed", "full", "all full", "nobody reads"])
 async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: str) -> None:
-    """R7: a full disk, a closed descriptor, a pipe that nobody reads: it serves, as fast as ever."""
+    """A full disk, a closed descriptor, a pipe that nobody reads: it serves, as fast as ever."""
     async with upstream(each(answers)) as gpu:
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
         async with contextlib.AsyncExitStack() as stack, aiohttp.ClientSession() as session:
@@ -108,7 +108,7 @@ async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: s
 
 
 async def test_stalled_readers_cost_a_mebibyte_each(tmp_path: Path) -> None:
-    """R3, S9: 30 clients that read nothing of a flood; the provider is slowed, and is not taken for silent."""
+    """30 clients that read nothing of a flood; the provider is slowed, and is not taken for silent."""
     big = chunk("x" * 60_000)
 
     async def floods(connection: Connection, seen: Seen) -> None:
@@ -141,7 +141,7 @@ async def test_stalled_readers_cost_a_mebibyte_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ENDLESS)
 async def test_memory_is_bounded_whatever_is_sent(tmp_path: Path, what: str) -> None:
-    """S7: 60 KB of gzip that are 60 MB, or one event of 64 MB, grow the process by less than 32 MB."""
+    """60 KB of gzip that are 60 MB, or one event of 64 MB, grow the process by less than 32 MB."""
     async with upstream(each(endless(what))) as bad, upstream(each(answers)) as good:
         config = settings({"bad": openai(bad.url), "good": openai(good.url)})
         async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
@@ -153,7 +153,7 @@ async def test_memory_is_bounded_whatever_is_sent(tmp_path: Path, what: str) -> 
 
 
 async def test_metrics_are_rendered_fast(tmp_path: Path) -> None:
-    """R6, X3: a thousand names of a client's add no series, and a scrape takes no time."""
+    """A thousand names of a client's add no series, and a scrape takes no time."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path) as at:
         await at.ask("chat")
         await _ask_model(at.p.client, at.p.url, "bad/flood")

@@ -23,7 +23,7 @@ PATIENT = {"connect": 9, "first_byte": 60, "idle": 60}
     "kind", [kind if kind == "openai" else pytest.param(kind, marks=pytest.mark.heavy) for kind in DIALECTS]
 )
 async def test_a_flapping_provider_costs_no_client_anything(tmp_path: Path, kind: str) -> None:
-    """H1: up and down ten times under load: every request is served, and each turn is told once."""
+    """Up and down ten times under load: every request is served, and each turn is told once."""
     health = {"health": {"probe_interval": 0.1, "probe_timeout": 5, "backoff": 0.1}}
     async with scene(DIALECTS[kind], each(DIALECTS[kind].good), tmp_path, proxy=health) as at:
         over = False
@@ -65,7 +65,7 @@ async def test_a_storm_of_429(tmp_path: Path) -> None:
 
 
 async def test_a_hundred_at_the_moment_of_failure(tmp_path: Path) -> None:
-    """H5: at most one try each on the dead one; one change of state, one line."""
+    """At most one try each on the dead one; one change of state, one line."""
 
     async def dies(connection: Connection, seen: Seen) -> None:
         await asyncio.wait_for(connection.upstream.go.wait(), 10)
@@ -83,7 +83,7 @@ async def test_a_hundred_at_the_moment_of_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "connection"), turns(["chat", "stream", "embeddings"]))
 async def test_a_provider_that_fails_half_the_time_gets_no_more_than_was_asked(tmp_path: Path, asked: Asked) -> None:
-    """H6: 200 in flight, every second one refused: no target is tried twice, the next gets the refused ones only.
+    """200 in flight, every second one refused: no target is tried twice, the next gets the refused ones only.
 
     A budget that gave up a fallback for it would break the promise that whoever can answer is asked.
     """
@@ -102,7 +102,7 @@ async def test_a_provider_that_fails_half_the_time_gets_no_more_than_was_asked(t
 
 @pytest.mark.parametrize(("asked", "connection"), turns(["chat", "stream", "embeddings"]))
 async def test_all_down(tmp_path: Path, asked: Asked) -> None:
-    """H3: once known, a 503 at once, entry by entry, with the time of the earliest trial."""
+    """Once known, a 503 at once, entry by entry, with the time of the earliest trial."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path, proxy={"health": {"backoff": 9}}) as at:
         await at.faulty.stop()
         await at.good.stop()
@@ -118,7 +118,7 @@ async def test_all_down(tmp_path: Path, asked: Asked) -> None:
 
 @pytest.mark.parametrize(("probe", "connection"), turns(["hangs", "404", "200 while requests fail"]))
 async def test_what_a_probe_may_say(tmp_path: Path, probe: str) -> None:
-    """H4: a probe has a limit of its own, a 404 is alive, and a good probe does not heal what requests show."""
+    """A probe has a limit of its own, a 404 is alive, and a good probe does not heal what requests show."""
 
     async def script(connection: Connection) -> None:
         while (seen := await connection.request()) is not None:
@@ -150,7 +150,7 @@ async def test_what_a_probe_may_say(tmp_path: Path, probe: str) -> None:
 
 @pytest.mark.parametrize(("jump", "connection"), turns([3600.0, -3600.0, 1e9]))
 async def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
-    """H7: neither limits, cooling, circuits nor probes look at the wall."""
+    """Neither limits, cooling, circuits nor probes look at the wall."""
 
     async def script(connection: Connection, seen: Seen) -> None:
         if connection.upstream.go.is_set():
@@ -182,7 +182,7 @@ async def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: p
 
 
 async def test_a_cold_model_is_not_dead(tmp_path: Path) -> None:
-    """H8: silent for far longer than ``idle`` and ``connect`` before its first word: only ``first_byte`` counts."""
+    """Silent for far longer than ``idle`` and ``connect`` before its first word: only ``first_byte`` counts."""
 
     class AtOnce(Connection):
         """Sends what it was given in one piece: between two, a busy machine may be silent for longer than ``idle``."""

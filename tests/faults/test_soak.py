@@ -1,4 +1,4 @@
-"""A mixed hour in minutes (R4): providers die and return, configurations change each second, clients vanish."""
+"""A mixed hour in minutes: providers die and return, configurations change each second, clients vanish."""
 
 from __future__ import annotations
 

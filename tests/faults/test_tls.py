@@ -1,4 +1,4 @@
-"""TLS (U14), in a process of its own that trusts one authority of the test's."""
+"""TLS, in a process of its own that trusts one authority of the test's."""
 
 from __future__ import annotations
 
