@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import random
 import socket
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -27,6 +28,7 @@ from manallm_proxy.contract.spliced import PART_BYTES, Spliced
 from manallm_proxy.http_client import pool as pool_module
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, Address
 from manallm_proxy.http_client.connection import Connection
+from manallm_proxy.http_client.inflate import Inflater
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.http_client.response import READ_HIGH_WATER, Response
 from tests import upstreams
@@ -161,6 +163,16 @@ WHOLE = {
         % (len(packed := gzip.compress(b"hi" * 99)), packed),
         b"hi" * 99,
     ),
+    "gzip in members, one of them empty": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(packed := gzip.compress(b"hi" * 9) + gzip.compress(b"") + gzip.compress(b"ho")), packed),
+        b"hi" * 9 + b"ho",
+    ),
+    "gzip and what is none": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(packed := gzip.compress(b"hi") + b"\x1f\x1f\0\0"), packed),
+        b"hi",
+    ),
     "deflate": (
         b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n%b"
         % (len(packed := zlib.compress(b"hi" * 99)), packed),
@@ -182,6 +194,23 @@ async def test_an_answer_cut_anywhere_is_the_same(what: str) -> None:
         response.release()
         assert home.kept == [connection]
         connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000, 10**6])
+def test_members_of_gzip_are_inflated_within_the_limit(size: int) -> None:
+    """Large and small ones, more of them than one call reads, in packets of `size` bytes."""
+    plain = [b"a" * 100_000, random.Random(1).randbytes(10_000), *(b"%d" % n for n in range(200))]
+    packed = b"".join(map(gzip.compress, plain))
+    inflating = Inflater(31)
+    out = []
+    for at in range(0, len(packed), size):
+        data = packed[at : at + size]
+        while data:
+            out.append(inflating.decompress(data, 5000))
+            data = inflating.unconsumed_tail
+    assert b"".join(out) == b"".join(plain)
+    assert max(map(len, out)) <= 5000
+    assert inflating.eof
 
 
 async def test_until_the_end_of_the_connection() -> None:
@@ -213,6 +242,8 @@ BROKEN = {
     "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
     "an unknown encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nhi",
     "no gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nhi",
+    "half a second member": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 34\r\n\r\n"
+    + (gzip.compress(b"hi") + gzip.compress(b""))[:34],
     "half a gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 12\r\n\r\n" + gzip.compress(b"")[:12],
     "an endless head": b"HTTP/1.1 200 OK\r\nA: " + b"x" * (HEAD_LIMIT + 1),
     "a long head": b"HTTP/1.1 200 OK\r\n" + b"A: xxxxxx\r\n" * 10_000 + b"Content-Length: 2\r\n\r\nhi",

@@ -20,7 +20,7 @@ from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
 from manallm_proxy.http_client.errors import ERRORS, malformed, transport_error, was_stale
-from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, inflater
+from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, Inflater, inflater
 
 
 @define
@@ -116,8 +116,8 @@ class SessionResponse:
 
     _name: str
     _response: aiohttp.ClientResponse = field(repr=False)
-    _inflater: Any = field(default=None, repr=False)
-    """See `inflate.inflater`; None for a body that is not compressed."""
+    _inflater: Inflater | None = field(default=None, repr=False)
+    """None for a body that is not compressed."""
     silent_since: float | None = None
     _tail: asyncio.Task[None] | None = None
 
@@ -144,7 +144,7 @@ class SessionResponse:
                     raise malformed(self._name)
                 return b""
             try:
-                plain: bytes = self._inflater.decompress(data, INFLATE_LIMIT)
+                plain = self._inflater.decompress(data, INFLATE_LIMIT)
             except zlib.error:
                 raise malformed(self._name) from None
             if plain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from attrs import field
 from multidict import CIMultiDict
@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_client.api import OnChunk
-from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, inflater
+from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, Inflater, inflater
 
 _CONTENT_TYPE: Final = b"content-type"
 READ_HIGH_WATER: Final = 64 * 1024
@@ -76,8 +76,8 @@ class Response:
     _wanted: bool = True
     """False after `release` and `close`: the rest of the body is dropped."""
     _broken: bool = False
-    _inflater: Any = None
-    """The decompressor of a compressed body (from ``zlib.decompressobj``)."""
+    _inflater: Inflater | None = None
+    """Of a compressed body."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -219,7 +219,7 @@ class Response:
         if self._inflater is None:
             return data
         try:
-            plain: bytes = self._inflater.decompress(data, INFLATE_LIMIT)
+            plain = self._inflater.decompress(data, INFLATE_LIMIT)
         except zlib.error:
             raise self._unreadable() from None
         if self._inflater.unconsumed_tail:
