@@ -358,6 +358,18 @@ def test_several_data_lines_become_one() -> None:
     assert json.loads(out[6:]) == {**chunk("a", finish="stop"), "model": "p/org/m"}
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_name_that_says_nothing_is_not_relayed(end: bytes) -> None:
+    """``message`` is the name of an event without one, and some SDKs read only events without any."""
+    words = [chunk("a"), chunk("b"), chunk("c"), chunk(None, finish="stop")]
+    plain, _, _ = play(*map(frame, words), DONE)
+    named = [b"event: message" + end + frame(word, end=end * 2) for word in words]
+    for packets in ([*named, DONE], [b"".join(named) + DONE]):
+        out, last, _ = play(*packets)
+        assert last.done
+        assert out == plain
+
+
 COMPLETION = {
     "id": "1",
     "object": "chat.completion",

@@ -32,6 +32,8 @@ from manallm_proxy.providers.openai.reply import FRONT, set_model, span_of_model
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 
 _DATA: Final = b"data: "
+_NO_NAME: Final = b"message"
+"""The name of an event without one: it is left out, since some SDKs only read events without any."""
 _BLANK: Final = b"\n\n"
 """The end of an event whose lines end in LF."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -176,8 +178,8 @@ class EventRelay(EventStream):
             new = _NO_USAGE.sub(b"", new) if len(new) <= LARGE_BYTES else _without_null_usage(new)
         new = self._with_model(new, is_valid=is_valid)
         at = frame.raw.find(data) if not frame.raw.startswith(data, len(_DATA)) else len(_DATA)
-        if at < 0:  # several data lines: JSON breaks lines only where a space would do
-            name = b"event: " + frame.event + b"\n" if frame.event else b""
+        if at < 0 or frame.event == _NO_NAME:  # several data lines: JSON breaks lines only where a space would do
+            name = b"event: " + frame.event + b"\n" if frame.event not in (b"", _NO_NAME) else b""
             out.append(name + sse.event(new.replace(b"\n", b" ")))
         else:
             out += (frame.raw[:at], new, frame.raw[at + len(data) :])
