@@ -210,6 +210,28 @@ async def test_a_length_goes_under_the_name_that_a_server_knows(server: str, tmp
         assert up.posts[-1].json[other] == 9000
 
 
+async def test_a_server_names_one_field_at_a_time(tmp_path: Path) -> None:
+    """One of OpenAI's models that thinks, asked not to, whose strict proxy does not know ``stream_options``."""
+    first, effort = UNKNOWN["OpenAI"][1], {"message": "Unsupported value: 'reasoning_effort' does not support 'none'"}
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        odd = {OLDER: first, "reasoning_effort": effort, "stream_options": {"message": "unknown field: stream_options"}}
+        error = next((error for key, error in odd.items() if key in seen.json), None)
+        if error is None:
+            await answers(connection, seen)
+        else:
+            await connection.reply({"error": error}, "400 Bad Request")
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        body = {"model": "p/m", "max_tokens": 9, "messages": [USER], "thinking": {"type": "disabled"}, "stream": True}
+        for posts in (4, 6):  # what a value may be is not learned
+            async with p.client.post(p.url + "/v1/messages", json={**body, "temperature": 0.5}) as told:
+                assert (told.status, b"message_stop" in await told.read()) == (200, True)
+            assert len(up.posts) == posts
+            wanted = {"model": "m", "messages": [USER], "stream": True, NEWER: 9, "temperature": 0.5}
+            assert up.posts[-1].json == wanted
+
+
 def test_a_name_that_was_learned_is_not_kept_against_a_refusal() -> None:
     """Nor one that was refused with the other name, too."""
     wire, entry = OpenAIWire(), Entry(Target("p", "m"))

@@ -39,6 +39,8 @@ from manallm_proxy.providers.scrub import redact_secrets
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
+RESHAPES: Final = 3
+"""How often one request is sent again in the form that a refusal asks for: servers name one field at a time."""
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
@@ -171,12 +173,18 @@ class HttpProvider:
         if response.status == 407:
             response.close()
             raise ProxyRefused(self.address.name)
-        body = await self._refusal(response, until)
-        again = await offload(call.is_large, self.wire.reshape, call, entry, response.status, body)
-        if again is not None and again.content != request.content:
+        body, asked = await self._refusal(response, until), call
+        reshaped: list[Request] = []
+        for _ in range(RESHAPES):
+            again = await offload(call.is_large, self.wire.reshape, asked, entry, response.status, body)
+            if again is None or again.content == request.content:
+                break
+            request, asked = again, again.call or asked
+            reshaped.append(again)
             response = await self._send(again, call, entry, until)
             if response.status == 200:
-                if self.wire.remember_reshaped(entry, again):
+                learned = [self.wire.remember_reshaped(entry, each) for each in reshaped]
+                if any(learned):
                     self.observe(UsageRefused(entry.target.provider, entry.target.model))
                 return response
             body = await self._refusal(response, until)

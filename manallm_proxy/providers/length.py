@@ -71,3 +71,20 @@ def named(call: Call, name: str) -> Call:
     moved = {key: (at + shift, end + shift) if at >= start else (at, end) for key, (at, end) in spans.items()}
     moved[name] = moved.pop(old)
     return evolve(call, body=body, summary=evolve(call.summary, spans=moved))
+
+
+def without_field(call: Call, key: str) -> Call:
+    """`call`, whose body a door has made, without one of its fields but the first."""
+    spans = call.summary.spans
+    start, end = spans[key]
+    front = b',"%b":' % key.encode()
+    first = start - len(front)
+    if not call.body.startswith(front, first):
+        return call
+    body = call.body[:first] + call.body[end:]
+    moved = {
+        name: (at - end + first, stop - end + first) if at > start else (at, stop)
+        for name, (at, stop) in spans.items()
+        if name != key
+    }
+    return evolve(call, body=body, summary=evolve(call.summary, spans=moved))

@@ -28,6 +28,8 @@ class Request:
     content_type: str | None = None
     without: str = field(default="", eq=False)
     """The field left out because the provider refused it."""
+    call: Call | None = field(default=None, eq=False, repr=False)
+    """The call as this form of it is, for what the provider refuses next; None: it is unchanged."""
     headers: Mapping[str, str] | None = field(default=None, repr=False)
 
     @property

@@ -19,13 +19,13 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import as_structured_output, is_forced
-from manallm_proxy.openai.json_object import BOM, decode, encode
+from manallm_proxy.openai.json_object import BOM, encode
 from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
+from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name, without_field
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -104,16 +104,16 @@ class OpenAIWire:
             return None
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
-            return evolve(self._chat_request(named(sent, name), entry), without=OLDER if name == NEWER else NEWER)
+            return self._again(named(sent, name), entry, without=OLDER if name == NEWER else NEWER)
         if self._forces(call):
             return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
-            return self.request(shorter, entry)
+            return self._again(self._renamed(shorter, entry), entry)
         if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
-            return self._without_effort(call, entry)
+            return self._again(without_field(sent, "reasoning_effort"), entry, without="reasoning_effort")
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
             return None
-        content = rewrite(call.summary, call.body, entry.target.model)
+        content = rewrite(sent.summary, sent.body, entry.target.model)
         return Request(call.endpoint.path, content, without="stream_options")
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
@@ -125,12 +125,8 @@ class OpenAIWire:
         _remember(self._strict, model, None)
         return True
 
-    def _without_effort(self, call: Call, entry: Entry) -> Request:
-        fields = {**decode(self._renamed(call, entry).body), "model": entry.target.model}
-        del fields["reasoning_effort"]
-        if self._may_ask(entry) and call.summary.stream:
-            fields["stream_options"] = {"include_usage": True}
-        return Request(call.endpoint.path, encode(fields), without="reasoning_effort")
+    def _again(self, call: Call, entry: Entry, without: str = "") -> Request:
+        return evolve(self._chat_request(call, entry), without=without, call=call)
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint.is_opaque:
