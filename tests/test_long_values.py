@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -174,6 +175,45 @@ async def test_many_members_are_looked_at_in_a_thread(monkeypatch: pytest.Monkey
             b"{"
         )
         assert set(threads) == wanted
+
+
+def with_properties(number: int) -> bytes:
+    properties = {f"p{n}": {"type": "string"} for n in range(number)}
+    return json.dumps({"messages": [], "tools": [{"type": "function", "parameters": properties}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[{"role":"user","content":[%b{}]}]}' % (b'{"type":"text","text":"hi there"},' * 50_000),
+        b'{"messages":[%b{}]}' % (b'{"role":"user","content":[%b{}]},' % (b'{"text":"hi there"},' * 300) * 300),
+        b'{"prompt":[%b0]}' % (b"12345," * 119_000),
+        with_properties(90_000),
+        with_properties(5_000),
+    ],
+    ids=["parts", "messages of parts", "token ids", "many properties", "some properties"],
+)
+async def test_no_call_splits_much(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    """Neither a list of tens of thousands, nor an object of thousands: that takes milliseconds, in any thread. On the
+    loop not even many short lists."""
+    split: list[tuple[bool, int]] = []
+
+    class Noting:
+        def __init__(self, decoder: msgspec.json.Decoder[Any], weight: int) -> None:
+            self._decoder, self._weight = decoder, weight
+
+        def decode(self, text: bytes) -> Any:
+            found = self._decoder.decode(text)
+            split.append((threading.get_ident() == here, len(found) * self._weight))
+            return found
+
+    here = threading.get_ident()
+    monkeypatch.setattr(bounds, "_LIST", Noting(bounds._LIST, 1))
+    monkeypatch.setattr(bounds, "_OBJECT", Noting(bounds._OBJECT, 5))
+    short = shortened(body) if len(body) > LEAST else None
+    assert await body_reader._looked(body, short, Limits()) >= body.count(b"{") + body.count(b"[")
+    assert max((number for _, number in split), default=0) <= 40_001
+    assert sum(number for on_loop, number in split if on_loop) <= 45_000
 
 
 def test_what_is_very_long_is_checked_in_slices() -> None:
