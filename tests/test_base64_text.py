@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.responses.content import read_content
 from manallm_proxy.openai import base64_text
 
 TEXTS = st.binary(max_size=60).map(lambda data: base64.b64encode(data).decode())
@@ -43,6 +45,32 @@ def test_no_call_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert base64_text.is_base64("QUJD" * 2**19)
     assert max(sizes) <= 2**18
     assert sum(sizes) == 2**21
+
+
+def test_a_picture_is_not_copied() -> None:
+    """It is looked at where it stands in its URI; to copy megabytes in one call keeps everybody waiting."""
+
+    class Whole(str):
+        def replace(self, *args: object) -> str:
+            raise AssertionError("copied")
+
+        partition = lower = replace  # type: ignore[assignment]  # of other shapes, and not to be called either
+
+    for uri in ("data:image/png;base64," + "QUJD" * 2**19, "data:image/png;base64," + ("QUJD" * 19 + "\n") * 2**14):
+        read_content([{"type": "input_image", "image_url": Whole(uri)}], "input[0].content")
+    for uri in ("data:image/png;base64", "data:image/png," + "QUJD" * 2**19, "image/png;base64,QUJD", "data:;base64,"):
+        with pytest.raises(InvalidRequest):
+            read_content([{"type": "input_image", "image_url": Whole(uri)}], "input[0].content")
+
+
+@given(TEXTS | ODD, ODD, st.booleans())
+def test_from_anywhere(text: str, before: str, in_lines: bool) -> None:
+    """What stands before is not looked at."""
+    text = "\r\n".join(text) if in_lines else text
+    with pytest.MonkeyPatch.context() as patch:
+        wanted = base64_text.is_base64(text)
+        patch.setattr(base64_text, "_SLICE", 8)
+        assert base64_text.is_base64(before + text, len(before)) is wanted
 
 
 def test_any_form_of_it() -> None:

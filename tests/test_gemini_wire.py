@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, KeyRejected, RateLimited, ServerBusy
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.gemini import request
 from manallm_proxy.providers.gemini.wire import GeminiWire, versioned
 from tests.through_doors import whole
 
@@ -40,6 +41,24 @@ def sent(call: Call) -> Json:
 def reply(*parts: Json, finish: str | None = "STOP", **more: Any) -> Json:
     candidate = {"content": {"role": "model", "parts": list(parts)}, **({"finishReason": finish} if finish else {})}
     return {"candidates": [candidate], **more}
+
+
+def test_many_tools_are_not_compared_with_each_other() -> None:
+    """Each name is looked up: 15,000 tools took a hundred million comparisons."""
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    tools = [{"function": {"name": Name(f"f{n}")}} for n in range(500)]
+    fields = request._tools({"tools": tools, "tool_choice": "required"})
+    assert fields["tools"][0]["functionDeclarations"] == [{"name": f"f{n}"} for n in range(500)]
+    assert compared < 5000
 
 
 def answered(body: Json | bytes) -> Any:

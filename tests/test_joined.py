@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import mmap
+import resource
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,8 +16,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from manallm_proxy.openai import joined
-from manallm_proxy.openai.joined import Growing, joined_ascii, joined_bytes, joined_lines, joined_text, tail_of
+from manallm_proxy.openai.joined import (
+    Growing,
+    decoded_text,
+    encoded_text,
+    joined_ascii,
+    joined_bytes,
+    joined_lines,
+    joined_text,
+    tail_of,
+)
+from manallm_proxy.openai.large import expect_large
 
+PART = joined.PART
 LETTERS = st.sampled_from(["a", "é", "€", "😀", "\ud83d", "\x00", "\xff"])
 
 
@@ -57,6 +72,14 @@ def test_texts_are_the_same(parts: list[str]) -> None:
     for start in (0, 3, len(wanted) // 2):
         assert tail_of(wanted, start) == wanted[start:]
         assert sys.getsizeof(tail_of(wanted, start)) == sys.getsizeof(wanted[start:])
+    try:
+        data = wanted.encode()
+    except UnicodeEncodeError:
+        with pytest.raises(UnicodeEncodeError):
+            encoded_text(wanted)
+    else:
+        assert encoded_text(wanted) == data
+        assert decoded_text(data) == wanted
     assert joined_lines(parts) == "\n".join(parts)
     assert joined_ascii(len(parts) * 6, iter(["plain "] * len(parts))) == "plain " * len(parts)
 
@@ -67,11 +90,46 @@ def test_a_single_text_is_not_copied() -> None:
     assert joined_lines([text]) is text
 
 
+def test_what_is_no_text_is_refused() -> None:
+    """Wherever it stands: cut off at the end, too, and where a part ends."""
+    for broken in (b"a" * 11 + b"\xff", b"a" * 12 + b"\xff", "\u20ac".encode() * 9 + b"\xe2\x82", b"\xff" * 9):
+        with pytest.raises(UnicodeDecodeError):
+            decoded_text(broken)
+
+
 def test_a_text_of_another_size_is_refused() -> None:
     """Else there would be characters in it that nobody wrote, or too many."""
     for size in (29, 31):
         with pytest.raises((ValueError, IndexError, SystemError)):
             joined_ascii(size, iter(["x" * 10] * 3))
+
+
+def test_what_grows_is_never_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much room small blocks have left behind in the memory of its thread. A copy touches new pages."""
+
+    def touched_at_once() -> int:
+        parts = [libc.malloc(150 * 1024) for _ in range(60)]
+        last = libc.malloc(64)
+        for part in parts:
+            libc.free(part)
+        growing, most = Growing(), 0
+        for _ in range(200):
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            growing.add(piece)
+            most = max(most, resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+        libc.free(last)
+        return most
+
+    monkeypatch.setattr(joined, "PART", PART)
+    expect_large()
+    libc, piece = ctypes.CDLL(None), bytes(PART)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(touched_at_once).result() <= 4 * PART // mmap.PAGESIZE
 
 
 def test_no_call_copies_much(monkeypatch: pytest.MonkeyPatch) -> None:

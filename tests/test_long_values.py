@@ -177,6 +177,15 @@ async def test_many_members_are_looked_at_in_a_thread(monkeypatch: pytest.Monkey
         assert set(threads) == wanted
 
 
+@pytest.mark.parametrize("key", ["model", "stream", "stream_options"])
+def test_what_routing_reads_is_short(key: str) -> None:
+    """It is read in one call, which takes a millisecond per megabyte; nobody sends as much."""
+    value = {"a": "x" * 70_000} if key == "stream_options" else "x" * 70_000
+    with pytest.raises(InvalidRequest, match=r"is longer than 65536 bytes|must be true or false") as refused:
+        read_summary(json.dumps({"messages": [], key: value}).encode(), ("messages", list))
+    assert refused.value.param == key
+
+
 def with_properties(number: int) -> bytes:
     properties = {f"p{n}": {"type": "string"} for n in range(number)}
     return json.dumps({"messages": [], "tools": [{"type": "function", "parameters": properties}]}).encode()

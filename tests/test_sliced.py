@@ -11,8 +11,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.openai import joined, sliced, sliced_writer
-from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode
+from manallm_proxy.openai import joined, json_object, sliced, sliced_writer
+from manallm_proxy.openai.json_object import (
+    DecodeErrors,
+    contains,
+    decode,
+    decode_leniently,
+    decode_text,
+    encode,
+    json_text,
+    object_bytes,
+    replace_lone_surrogates,
+)
 
 TEXTS = st.text(max_size=60) | st.sampled_from(
     ['"' * 30, "\\" * 31, "a" * 70, "é" * 40, "😀" * 20, "\n" * 33, "\ud83d"]
@@ -29,6 +39,7 @@ def small_slices() -> Any:
     """A few bytes are large here, so that each shape is cut everywhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sliced, "SMALL", 8)
+        patch.setattr(sliced, "LARGE_BYTES", 20)
         patch.setattr(sliced, "_SLICE", 5)
         patch.setattr(sliced, "TEXT", 24)
         patch.setattr(sliced_writer, "TEXT", 24)
@@ -51,6 +62,34 @@ def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) ->
     assert sliced.decode_large(text, decode_leniently) == wanted
     sliced.check_large(text, *sliced.trimmed(text, 0, len(text)), lambda part: decode_leniently(part) and None)
     assert decode(sliced_writer.encode_large(wanted, encode)) == wanted
+
+
+@given(VALUES | st.dictionaries(TEXTS, VALUES, max_size=4), st.booleans(), st.sampled_from(["", " \n", "{", "\\ud83d"]))
+@settings(max_examples=25)
+@example({"a": "\ud83d" * 9}, True, "")
+def test_json_in_a_text_is_the_same(value: Any, escaped: bool, more: str) -> None:
+    """Read, checked and written, with U+FFFD in place of half a pair; what is no object is none."""
+    text = more + json.dumps(value, ensure_ascii=escaped).replace("\ud83d", "?") + more
+    try:
+        wanted = decode_leniently(text.encode())
+    except DecodeErrors:
+        assert object_bytes(text) is None
+        return
+    assert decode_text(text) == wanted
+    assert decode(json_text(wanted)) == wanted
+    body = object_bytes(text)
+    assert (body is not None) is isinstance(wanted, dict)
+    if body is not None:
+        assert decode(body) == wanted
+        assert body == replace_lone_surrogates(text.encode())
+
+
+@given(st.binary(max_size=40).map(lambda text: text.replace(b"\0", b"ab")), st.sampled_from([b"a", b"ab", b"abab"]))
+def test_a_part_is_found_wherever_a_call_ends(text: bytes, part: bytes) -> None:
+    """As `in` finds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_object, "_SEARCHED", 3)
+        assert contains(text, part) is (part in text)
 
 
 @given(VALUES, st.data())

@@ -26,6 +26,8 @@ _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _DATA_URI: Final = re.compile(rb"data:image/")
 _ANTHROPIC_DATA: Final = re.compile(rb'"data"\s*:\s*"')
 """What the bytes of a picture begin with; they end with the string that they are in."""
+_SEARCHED: Final = 2**20
+"""Bytes of text that are searched for pictures, a millisecond's worth: more text exceeds the window of any model."""
 _LONGEST_NUMBER: Final = 18
 """Max digits of a number of tokens that is read."""
 
@@ -196,9 +198,11 @@ class Call:
         if VISION not in self.summary.needs:
             return size, 0
         begins = _ANTHROPIC_DATA if self.endpoint is Endpoint.MESSAGES else _DATA_URI
-        while (picture := begins.search(body, at)) is not None:  # its megabytes are skipped at the speed of memory
-            if (end := body.find(b'"', picture.end())) < 0:
+        text = _SEARCHED
+        while (picture := begins.search(body, at, at + text)) is not None:
+            if (end := body.find(b'"', picture.end())) < 0:  # its megabytes are skipped at the speed of memory
                 break
+            text -= picture.start() - at
             escape = body.find(b"\\", picture.end(), end)
             at = escape if escape >= 0 else end
             size -= at - picture.start()

@@ -10,12 +10,14 @@ from manallm_proxy.openai.joined import joined_text
 _SLICE: Final = 256 * 1024
 """Characters decoded per call; a multiple of four, which make three bytes."""
 _FIRST: Final = 16
+_OTHERS: Final = "-_\n\r"
+"""Of the second alphabet, and between lines."""
 
 
-def first_bytes(text: str) -> bytes:
-    """The first decoded bytes; empty if `text` is not base64 (RFC 4648, section 4: padded, in one line)."""
+def first_bytes(text: str, start: int = 0) -> bytes:
+    """The first decoded bytes; empty if ``text[start:]`` is not base64 (RFC 4648, section 4: padded, in one line)."""
     first = b""
-    for at in range(0, len(text), _SLICE):
+    for at in range(start, len(text), _SLICE):
         try:
             data = binascii.a2b_base64(text[at : at + _SLICE], strict_mode=True)
         except ValueError:
@@ -35,6 +37,9 @@ def plain(text: str) -> str:
     return joined_text([text, padding]) if padding else text
 
 
-def is_base64(text: str) -> bool:
-    """Whether `text` is base64, in either alphabet, padded or not, in lines or not, of at least one byte."""
-    return bool(first_bytes(plain(text.replace("\n", "").replace("\r", ""))))
+def is_base64(text: str, start: int = 0) -> bool:
+    """Whether ``text[start:]`` is base64, in either alphabet, padded or not, in lines or not, of at least one byte."""
+    if (len(text) - start) % 4 == 0 and all(text.find(other, start) < 0 for other in _OTHERS):
+        return bool(first_bytes(text, start))  # as nearly all are: nothing is copied
+    pieces = (text[at : at + _SLICE] for at in range(start, len(text), _SLICE))
+    return bool(first_bytes(plain(joined_text([piece.replace("\n", "").replace("\r", "") for piece in pieces]))))

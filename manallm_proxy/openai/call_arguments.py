@@ -13,7 +13,7 @@ from attrs import field
 from manallm_proxy.contract.answers import ToolCall
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai.joined import joined_text
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.json_object import object_bytes
 
 _STRUCTURE: Final = re.compile(r'["{}\[\]]')
 _IN_STRING: Final = re.compile(r'["\\]')
@@ -75,7 +75,7 @@ class Arguments:
             if self._is_object is not None:
                 self._is_object = self._is_object and not piece.strip()
             elif self._end.find(piece) is not None:
-                self._is_object = _decodes_to_object("".join(self.pieces[: self._looked_at]))
+                self._is_object = object_bytes(joined_text(self.pieces[: self._looked_at])) is not None
         return bool(self._is_object)
 
 
@@ -86,10 +86,3 @@ def begins_another(part: ToolCall, id_: str, arguments: Arguments) -> bool:
     only if the arguments before it are complete.
     """
     return bool(part.name) and part.id != id_ and arguments.are_whole
-
-
-def _decodes_to_object(text: str) -> bool:
-    try:
-        return isinstance(decode_leniently(text.encode()), dict)
-    except DecodeErrors:
-        return False

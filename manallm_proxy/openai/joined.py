@@ -7,6 +7,7 @@ remapped by the system instead, without a copy.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import io
 from collections.abc import Iterable, Iterator
@@ -21,9 +22,10 @@ SMALL: Final = 2**20
 """Bytes or characters that are joined in one call."""
 PART: Final = 64 * 1024
 """Bytes of one call."""
-_APART: Final = 512 * 1024
+_APART: Final = 64 * 2**20
 """Bytes of a block that malloc holds apart, see `large.expect_large`. It grows by moving its pages, while one that
-began among the small ones is copied when it finds no more room there, all of it at once."""
+began among the small ones is copied when it finds no more room there, all of it at once. glibc keeps the small ones of
+a thread in heaps of this size, so that no free room in them, which comes to be megabytes, is large enough."""
 _WIDTHS: Final = (0x7F, 0xFF, 0xFFFF, 0x10FFFF)
 """The largest characters of CPython's four string representations (PEP 393)."""
 
@@ -104,6 +106,25 @@ def tail_of(text: str, start: int) -> str:
         return text[start:]
     parts = (text[at : at + PART] for at in range(start, len(text), PART))
     return joined_ascii(len(text) - start, parts) if text.isascii() else joined_text([*parts])
+
+
+def encoded_text(text: str) -> bytes:
+    """As ``text.encode()``."""
+    if len(text) <= SMALL:
+        return text.encode()
+    return joined_bytes(text[at : at + PART].encode() for at in range(0, len(text), PART))
+
+
+def decoded_text(data: bytes) -> str:
+    """As ``data.decode()``."""
+    if len(data) <= SMALL:
+        return data.decode()
+    pieces = (data[at : at + PART] for at in range(0, len(data), PART))
+    if all(piece.isascii() for piece in pieces):
+        return joined_ascii(len(data), (data[at : at + PART].decode() for at in range(0, len(data), PART)))
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    ends = range(PART, len(data) + PART, PART)
+    return joined_text([decoder.decode(data[end - PART : end], end >= len(data)) for end in ends])
 
 
 def joined_ascii(size: int, parts: Iterator[str]) -> str:

@@ -18,9 +18,11 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import VISION, RequestSummary, Span
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.spliced import Body, Spliced
+from manallm_proxy.openai.joined import SMALL, joined_bytes
 from manallm_proxy.openai.json_object import (
     BOM,
     DecodeErrors,
+    contains,
     decode,
     decode_leniently,
     encode,
@@ -28,6 +30,7 @@ from manallm_proxy.openai.json_object import (
     holds,
     split_object,
 )
+from manallm_proxy.openai.long_values import MOST
 
 TOOLS, EMBEDDING = "tools", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -47,6 +50,8 @@ _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE_URL: Final = b'"image_url"'
 SHORT: Final = 16 * 1024
 """Max bytes of a body that may be copied twice."""
+_LONGEST: Final = 64 * 1024
+"""Max bytes of a value that routing reads: a model's name, or what is asked of a stream."""
 _UNDERSCORES: Final = 50
 """With more underscores than this, searching for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
@@ -99,7 +104,7 @@ def read_summary(
     later: Callable[[], bool] | None = None
     check = has_images or (has_image_parts if key == "messages" else None)
     if check is not None:
-        if check is has_images or len(body) > SHORT:
+        if len(body) <= MOST and (check is has_images or len(body) > SHORT):  # above it, a thread reads it
             later = partial(check, body, values[key])
         elif check(body, values[key]):
             needs.add(VISION)
@@ -147,7 +152,7 @@ def may_have_images(body: bytes) -> bool:
         if at < 0 or body.startswith(_IMAGE_URL, max(at - len(b'"image'), 0)):
             return at >= 0
         at = body.find(b"_", at + 1)
-    return body.find(_IMAGE_URL, at - len(b'"image')) >= 0 if at >= 0 else False
+    return at >= 0 and contains(body, _IMAGE_URL)
 
 
 def refuse_case_variants(keys: Iterable[str]) -> None:
@@ -199,7 +204,9 @@ def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes])
     front = b"".join([b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans])
     if not spans:
         front = front[:-1]
-    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    rest = memoryview(body)  # its slices are no copies
+    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
+    at = brace
     moved: dict[str, Span] = {}
     shift = len(parts[0]) - brace + len(front)
     for (start, end), key in sorted((span, key) for key, span in spans.items()):
@@ -207,12 +214,12 @@ def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes])
         if new is None:
             moved[key] = (start + shift, end + shift)
             continue
-        parts += [body[at:start], new]
+        parts += [rest[at:start], new]
         moved[key] = (start + shift, start + shift + len(new))
         shift += len(new) - (end - start)
         at = end
-    parts.append(body[at:])
-    return b"".join(parts), moved
+    parts.append(rest[at:])
+    return b"".join(parts) if len(body) <= SMALL else joined_bytes(parts), moved
 
 
 def _check_type(first: bytes, key: str, kinds: type | tuple[type, ...]) -> None:
@@ -228,6 +235,9 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kind: type) -> Any:
     raw = values.get(key)
     if raw is None:
         return None
+    if len(raw) > _LONGEST:
+        _check_type(memoryview(raw)[:1].tobytes(), key, kind)
+        raise InvalidRequest(f"'{key}' is longer than {_LONGEST} bytes", param=key)
     try:
         value = decode(raw)
     except DecodeErrors:  # among others for numbers of thousands of digits

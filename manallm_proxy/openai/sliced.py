@@ -241,6 +241,15 @@ def _string(text: bytes, start: int, end: int, decode: Decode) -> str:
     return joined_text(list(_texts(text, start, end, decode)))
 
 
+def between_escapes(text: bytes) -> Iterator[bytes]:
+    """`text` in short pieces, cut outside of escapes and characters. Raises DecodeError for one that has no end."""
+    at = 0
+    while at < len(text):
+        stop = _safe(text, at, min(at + TEXT, len(text)), len(text))
+        yield text[at:stop]
+        at = stop
+
+
 def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
     """The parts of the string there, each decoded by `decode`."""
     at, last = start + 1, end - 1

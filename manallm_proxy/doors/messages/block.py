@@ -11,7 +11,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.doors.carried import KEYS, Carried, pack
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.json_object import DecodeErrors, decode_text
 from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
 
@@ -95,7 +95,7 @@ class Block:
 def _input(text: str) -> dict[str, Any]:
     """A tool's input, decoded. Anything but an object is wrapped in one, under a name that no schema uses."""
     try:
-        value = decode_leniently(text.encode()) if text.strip() else {}
+        value = decode_text(text) if text and not text.isspace() else {}
     except DecodeErrors:
         value = text
     if value is None:

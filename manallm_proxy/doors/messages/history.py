@@ -25,7 +25,7 @@ from manallm_proxy.doors.messages.content import (
 )
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_lines
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.reasoning_details import DETAILS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -156,7 +156,7 @@ class History:
         id_ = required(block, "id", str, path)
         self._called.add(id_)
         arguments: Any = optional(block, "input", dict, path) or {}
-        function = {"name": required(block, "name", str, path), "arguments": encode(arguments).decode()}
+        function = {"name": required(block, "name", str, path), "arguments": json_text(arguments)}
         return {"id": id_, "type": "function", "function": function}
 
 

@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.carried import is_ours
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
-from manallm_proxy.openai.json_object import encoder, holds
+from manallm_proxy.openai.json_object import contains, encoder, holds
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import read_summary, spliced
 from manallm_proxy.openai.request_fields import Fields, decoded_value
@@ -56,7 +56,7 @@ class NativeForm:
 
     @property
     def is_fixed(self) -> bool:
-        return _THOUGHT not in self.body
+        return not contains(self.body, _THOUGHT)
 
     def write(self, provider: str) -> Call:
         return native_call(
@@ -72,7 +72,7 @@ class NativeForm:
 
 def native_call(call: Call) -> Call:
     """The call for a provider that accepts Messages. Raises InvalidRequest."""
-    if _THOUGHT not in call.body:
+    if not contains(call.body, _THOUGHT):
         return call
     turns = decoded_value(call, "messages")
     kept = [_readable(turn) for turn in turns]
@@ -87,7 +87,7 @@ def native_call(call: Call) -> Call:
 
 
 def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
-    return b'"image' in body and holds(messages, _IMAGE)
+    return contains(body, b'"image') and holds(messages, _IMAGE)
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:

@@ -16,7 +16,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_text, tail_of
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 _ROLES: Final = ("system", "user", "assistant", "tool")
@@ -148,7 +148,7 @@ class Conversation:
         pending = _Pending(given, name, self._id(given), given in self._claimed)
         self._pending.add(pending)
         try:
-            text = encode(arguments).decode()
+            text = json_text(arguments)
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply") from None
         return {"id": pending.id, "type": "function", "function": {"name": name, "arguments": text}}

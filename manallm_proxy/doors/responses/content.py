@@ -54,7 +54,7 @@ def _image(part: Fields, path: str) -> Fields:
     if part.get("image_url") is None and part.get("file_id") is not None:
         raise _uploaded(path, "image_url")
     url, at = image_url(part, path + ".")
-    if not url.lower().startswith(("http://", "https://")):
+    if not url[:8].lower().startswith(("http://", "https://")):
         _check_data(url, at)
     image: dict[str, Any] = {"url": url}
     holder = part["image_url"]
@@ -81,8 +81,9 @@ def _file(part: Fields, path: str) -> Fields:
 
 def _check_data(uri: str, path: str) -> None:
     """Checked here, since a provider's refusal would name the path in the translated request."""
-    head, _, data = uri.partition(",")
-    if not (head.lower().startswith("data:") and head.lower().endswith(";base64") and is_base64(data)):
+    comma = uri.find(",")  # what follows may be megabytes, and is not copied
+    head = uri[: max(comma, 0)].lower()
+    if not (head.startswith("data:") and head.endswith(";base64") and is_base64(uri, comma + 1)):
         raise wrong(path, "a base64 data URI")
 
 

@@ -11,7 +11,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.doors.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments
-from manallm_proxy.openai.joined import joined_text
+from manallm_proxy.openai.joined import joined_text, tail_of
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
 from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
@@ -284,7 +284,8 @@ class ImageItem(Item):
         return is_long((self.url,))
 
     def view(self) -> dict[str, Any]:
-        head, _, data = self.url.partition(",") if self.url.startswith("data:") else ("", "", "")
+        comma = self.url.find(",") if self.url.startswith("data:") else -1
+        head, data = (self.url[:comma], tail_of(self.url, comma + 1)) if comma >= 0 else ("", "")
         form = head.removeprefix("data:").partition(";")[0].partition("/")[2]
         done = self.status != IN_PROGRESS
         result = (data or self.url) if done else None

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from attrs import field
 
 from manallm_proxy.contract.records import define, frozen
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, encode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_text, json_text
 
 LONGEST_NAME: Final = 64
 _JOINT: Final = "__"
@@ -84,15 +84,15 @@ def flat_name(namespace: str, name: str, *, unique: bool = False) -> str:
 
 def input_to_arguments(text: str) -> str:
     """A custom tool's input as a function's arguments."""
-    return encode({INPUT: text}).decode()
+    return json_text({INPUT: text})
 
 
 def arguments_to_input(arguments: str) -> str:
     """A function's arguments as a custom tool's input. Arguments without that one property are the input itself."""
     try:
-        given: Any = decode_leniently(arguments.encode())
+        given: Any = decode_text(arguments)
     except DecodeErrors:
         return arguments
     if isinstance(given, dict) and (INPUT in given or len(given) == 1):
         given = given[INPUT] if INPUT in given else next(iter(given.values()))
-    return given if isinstance(given, str) else encode(given).decode()
+    return given if isinstance(given, str) else json_text(given)

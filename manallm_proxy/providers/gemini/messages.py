@@ -18,7 +18,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.openai.assistant_message import assistant_content, shown_images
 from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.joined import joined_lines
-from manallm_proxy.openai.json_object import DecodeErrors, decode, replace_lone_surrogates
+from manallm_proxy.openai.json_object import object_bytes
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
@@ -156,16 +156,8 @@ def _output(text: str) -> object:
 
 def _object(text: str) -> msgspec.Raw | None:
     """A JSON object, its bytes unchanged except for lone surrogates; None for any other text."""
-    if text.lstrip()[:1] != "{":
-        return None
-    raw = text.encode()
-    for form in (raw, replace_lone_surrogates(raw)):
-        try:
-            decode(form)
-        except DecodeErrors:
-            continue
-        return msgspec.Raw(form)
-    return None
+    raw = object_bytes(text)
+    return None if raw is None else msgspec.Raw(raw)
 
 
 def _signature(call: Fields, path: str) -> str | None:

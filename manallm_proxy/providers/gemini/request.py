@@ -234,11 +234,11 @@ def _tools(asked: Fields) -> Fields:
     allowed = choice.allowed(tools)
     if not declared:
         return {}
-    names = [tool["function"]["name"] for tool in allowed]
+    names = dict.fromkeys(tool["function"]["name"] for tool in allowed)  # to look one up takes no walk through all
     fields: Fields = {"tools": [{"functionDeclarations": [each for each in declared if each["name"] in names]}]}
     if choice.mode is not None:
         narrowed = choice.mode == "required" and choice.names is not None
-        calling: Fields = {"allowedFunctionNames": names} if narrowed else {}
+        calling: Fields = {"allowedFunctionNames": [*names]} if narrowed else {}
         fields["toolConfig"] = {"functionCallingConfig": {"mode": _MODES[choice.mode], **calling}}
     return fields
 

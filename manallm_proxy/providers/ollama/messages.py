@@ -5,7 +5,6 @@ There ``content`` is one string, images are a separate member, and the arguments
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +16,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.openai.assistant_message import assistant_content, shown_images
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.joined import joined_lines
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.json_object import object_bytes
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
     Fields,
@@ -107,12 +106,9 @@ def _arguments(text: object, path: str, talk: _Talk) -> object:
     """
     if text is None or text == "" or isinstance(text, dict):
         return text or {}
-    raw = typed(str, text, path).encode()
-    with contextlib.suppress(*DecodeErrors):
-        if isinstance(decode(raw), dict):
-            return msgspec.Raw(raw)
-    talk.has_broken_arguments = True
-    return {}
+    raw = object_bytes(typed(str, text, path))
+    talk.has_broken_arguments |= raw is None
+    return {} if raw is None else msgspec.Raw(raw)
 
 
 def _content(content: object, path: str) -> Fields:

@@ -7,7 +7,7 @@ from typing import Any
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.openai.joined import joined_text
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.reasoning_details import details_in
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.openai.chunks import index_of
@@ -93,7 +93,7 @@ def _tool_call(row: dict[str, Any], place: int, *, whole: bool) -> ToolCall:
 
 def _arguments(value: object) -> str:
     """The arguments as JSON text. Some servers send the object itself."""
-    return encode(value).decode() if isinstance(value, dict) else _words(value)
+    return json_text(value) if isinstance(value, dict) else _words(value)
 
 
 def _words(content: object) -> str:
