@@ -69,6 +69,27 @@ async def test_a_long_history_is_kept_by_a_thread() -> None:
     assert len(third.chat["messages"]) == 1500 + 3 * 2
 
 
+async def test_what_is_long_is_repeated_once() -> None:
+    """Tools and instructions of a megabyte are in the response once it is complete, and in what is kept of it; not in
+    each event before, which the loop writes. Short ones are in all of them."""
+    opened = Opened()
+    for length, is_long in ((900, False), (300_000, True)):
+        tool = {"type": "function", "name": "f", "parameters": {}, "description": "y" * length}
+        asked = await opened.ask(instructions="x" * length, tools=[tool], stream=True)
+        asked.reply.start(TARGET)
+        events = asked.reply.events(StreamBatch(deltas=(HELLO,))) + asked.reply.heartbeat()
+        assert len(events) < 10_000
+        assert asked.reply.ends_long is is_long
+        told = checked(events + await offload(is_long, asked.reply.end, None))
+        responses = [event["response"] for event in told if "response" in event]
+        for response in responses:
+            whole = response["status"] == "completed" or not is_long
+            assert len(response["instructions"] or "") == (length if whole else 0)
+            assert len(response["tools"]) == whole
+        kept = opened.store.find(None, responses[-1]["id"])
+        assert kept is not None and len(json.loads(kept.shell)["instructions"]) == length
+
+
 async def test_what_a_request_refers_to_counts() -> None:
     """A few bytes may stand for gigabytes: so the conversation has the bounds of a request."""
     opened = Opened()

@@ -17,6 +17,7 @@ from manallm_proxy.openai.bounds import NeedsFullScan, check_structure, count_by
 from manallm_proxy.openai.joined import Growing
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, expect_large, offload
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
+from manallm_proxy.openai.sliced import LARGE_BYTES as SLICED
 
 T = TypeVar("T")
 
@@ -47,7 +48,8 @@ async def read_request(
             await _turn(large)
             parts = await _looked(body, short, limits)
         large |= parts > LARGE_PARTS
-    slow = len(body) > MOST if scans else large
+    one_scan = len(body) <= (MOST if short is not None else SLICED)  # else it is walked through, slice by slice
+    slow = not one_scan if scans else large
     return await offload(True, read, body, short) if slow else read(body, short), large
 
 

@@ -47,7 +47,7 @@ from manallm_proxy.http_server.aiohttp_internals import running_task
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import StreamTiming, StreamWriter
-from manallm_proxy.openai.large import LARGE_BYTES, free_in_thread, offload
+from manallm_proxy.openai.large import LARGE_BYTES, free_aside, offload
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
 
@@ -91,6 +91,7 @@ class Exchange:
     """The request's body if answers may be cached, until it is known whether this one may."""
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
+    _is_large: bool = False
     _summary: RequestSummary | None = None
     _dispatch: Dispatch | None = None
     _remarks: list[str] = field(factory=list)
@@ -131,10 +132,8 @@ class Exchange:
                 self._summary.forget()
             if self._writer is not None:
                 self._writer.close()
-                self.bytes_sent = self._writer.bytes_sent
-                self.first_byte_at = self._writer.first_at
-            if self.bytes_sent > LARGE_BYTES:
-                free_in_thread(reply)
+                self.bytes_sent, self.first_byte_at = self._writer.bytes_sent, self._writer.first_at
+            free_aside(reply, self._is_large or self.bytes_sent > LARGE_BYTES)
 
     def refuse(self, error: ProxyError) -> web.Response:
         """The response if the exchange may not begin, or no target could answer."""
@@ -164,11 +163,11 @@ class Exchange:
         key = self.caller.key.name if self.caller else None
         client = Client(self.request_id, key, self.request.headers, self.generation.dialects, self.generation.bounds)
         read, arrived = partial(self._read, client=client), partial(self.take_place, self)
-        limits = self.generation.config.limits
-        reading, large = await read_request(self.request, limits, read, arrived, scans=self.door.scans)
+        config = self.generation.config
+        reading, large = await read_request(self.request, config.limits, read, arrived, scans=self.door.scans)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
-        call.is_large |= large
+        self._is_large = call.is_large = call.is_large or large
         self._summary = call.summary
         chain = chain_of(self.generation, call, self.caller, self.request.headers)
         if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
@@ -217,10 +216,9 @@ class Exchange:
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
-        if len(body) > LARGE_BYTES:
-            held = [body]
-            del body  # which else were freed here, in one go
-            free_in_thread(held)
+        large, held = len(body) > LARGE_BYTES, [body]
+        del body  # which else were freed here, in one go
+        free_aside(held, large)
         return response
 
     async def _stream(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse:
@@ -342,7 +340,9 @@ class Exchange:
             ended.saved_usage = self.saved_usage
             ended.saved_cost = generation.costs(resolved, self.saved_usage)[0] or 0.0
         generation.registry.observe(ended)
-        self._dispatch = self.walk = None  # they hold the prompt, and a cancelled task's frames hold this exchange
+        held = [dispatch]
+        self._dispatch = self.walk = dispatch = walk = None  # they hold the prompt; a cancelled task's frames hold this
+        free_aside(held, self._is_large)
 
 
 def _kind(error: ProxyError) -> str:

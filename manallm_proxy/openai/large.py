@@ -30,6 +30,8 @@ ANSWER_ELEMENTS: Final = 8000
 """The same limit for an answer: five vectors of 1536 numbers are below it."""
 COLLECTS_AGAIN: Final = 2.0
 """Seconds after large work until full collections resume; meanwhile its results are written and freed."""
+YOUNG: Final = 4000
+"""New objects after which they are looked at, a millisecond's worth: most of them are that work's own, and stay."""
 NEVER: Final = 10**6
 """Collections of young objects before older ones are looked at."""
 TURN: Final = 0.0001
@@ -106,7 +108,7 @@ class _Collector:
             self._timer = None
         if self._usual is None:
             self._usual = gc.get_threshold()
-            gc.set_threshold(self._usual[0], NEVER, self._usual[2])
+            gc.set_threshold(min(YOUNG, self._usual[0]), NEVER, self._usual[2])
             self._turn = sys.getswitchinterval()
             sys.setswitchinterval(min(TURN, self._turn))
 
@@ -136,6 +138,12 @@ async def offload(large: bool, function: Callable[_P, _T], *args: _P.args, **kwa
         return await loop.run_in_executor(_THREADS, lambda: run_then_free(function, *args, **kwargs))
     finally:
         collector.end(loop)
+
+
+def free_aside(things: list[Any], large: bool) -> None:
+    """`free_in_thread` if `things` are large; else they go with their list."""
+    if large:
+        free_in_thread(things)
 
 
 def free_in_thread(things: list[Any]) -> None:

@@ -28,7 +28,7 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored, weighed
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
+from manallm_proxy.openai.json_object import decode_leniently, encoder
 from manallm_proxy.openai.large import LARGE_PARTS, are_large, is_large, offload
 from manallm_proxy.openai.request import made_request
 from manallm_proxy.openai.request_fields import Fields, required
@@ -148,9 +148,10 @@ class ResponsesDoor:
         loop, here = asyncio.get_running_loop(), threading.get_ident()
 
         def keep(response: dict[str, Any], items: list[Fields]) -> None:
-            output = tuple(map(encoder(threading.get_ident() != here), items))
+            write = encoder(threading.get_ident() != here)
+            output = tuple(map(write, items))
             ids = tuple(str(item.get("id") or f"{id_}/{n}") for n, item in enumerate(items))
-            stored = Stored(id_, encode(response), input_, output, ids)
+            stored = Stored(id_, write(response), input_, output, ids)
             if threading.get_ident() == here:
                 self.store.keep(owner, stored)
             else:  # a large answer is written in a thread, and the store belongs to the loop's
@@ -189,6 +190,8 @@ def _kept(form: NativeForm) -> tuple[bytes, ...]:
 
 def _call_of(form: NativeForm, client: Client) -> Call:
     """The call in the client's own format if a provider may accept that, else a chat."""
+    if form.is_long:
+        form.shell.repeat(large=True)
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
     summary = form.asked.summary

@@ -26,7 +26,7 @@ from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai import joined
 from manallm_proxy.openai.deferred_free import free_later
-from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole, encoder
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
@@ -92,7 +92,7 @@ class ResponsesReply:
         self._answer.take_whole(answer.choices)
         if self._answer.failed:
             return encode(self._failed(_failed_midway()))
-        write = encode_whole if answer.is_large else encode
+        write = encoder(answer.is_large or self._shell.is_long)
         return write(self._ended(answer.usage)[1])
 
     async def is_known(self, whole: bytes) -> bool:
@@ -167,7 +167,7 @@ class ResponsesReply:
 
     @property
     def ends_long(self) -> bool:
-        return self.keeps_long or (self._begun and not self._relayed and self._answer.is_long)
+        return self.keeps_long or self._shell.is_long or (self._begun and not self._relayed and self._answer.is_long)
 
     def end(self, usage: Usage | None) -> bytes:
         if self._relayed:
@@ -175,7 +175,7 @@ class ResponsesReply:
         if self._answer.failed or self._refused is not None:
             return self.error(self._refused or _failed_midway())
         begin = self._begin()
-        if self._answer.is_long:
+        if self._answer.is_long or self._shell.is_long:
             return self._long(begin, chain(self._answer.end(), self._completed(usage)))
         last = self._write(self._answer.end())
         return begin + last + self._write(self._completed(usage))

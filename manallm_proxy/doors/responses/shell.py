@@ -11,7 +11,8 @@ from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.records import define
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encoder
+from manallm_proxy.openai.large import LARGE_BYTES
 from manallm_proxy.openai.request_fields import Fields
 
 _ABSENT: Final[Fields] = {
@@ -67,7 +68,16 @@ class Shell:
     """The requested model, until a target answers."""
     created_at: float = field(factory=time.time)
     """Seconds since the epoch."""
+    is_long: bool = False
+    """What it repeats of the request is so long that it does so only once, at the end. Known after `repeat`."""
     _repeated: Fields | None = field(default=None, repr=False)
+
+    def repeat(self, *, large: bool = False) -> Fields:
+        """What it repeats of the request. `large`: may take long, and so is done before in a thread."""
+        if self._repeated is None:
+            self._repeated = repeated = _repeated(self.asked(), encoder(large))
+            self.is_long = large and sum(len(repeated[key]) for key in repeated.keys() & _LONG) > LARGE_BYTES
+        return self._repeated
 
     def render(
         self,
@@ -78,10 +88,10 @@ class Shell:
         error: Fields | None = None,
         incomplete: str | None = None,
     ) -> dict[str, Any]:
-        """The object in the state `status`. `incomplete`: the reason, if it is incomplete."""
-        if self._repeated is None:
-            self._repeated = _repeated(self.asked())
-        rendered: dict[str, Any] = {**_ABSENT, **self._repeated}
+        """The object in the state `status`. `usage`: once it is complete. `incomplete`: the reason, if it is not."""
+        rendered: dict[str, Any] = {**_ABSENT, **self.repeat()}
+        if self.is_long and usage is None:
+            rendered |= {key: _ABSENT[key] for key in _LONG}
         rendered["id"], rendered["created_at"], rendered["model"] = self.id, int(self.created_at), self.model
         rendered["status"], rendered["output"], rendered["error"] = status, output, error
         if status == "completed":
@@ -93,7 +103,7 @@ class Shell:
         return rendered
 
 
-def _repeated(asked: Fields) -> Fields:
+def _repeated(asked: Fields, write: Callable[[Any], bytes]) -> Fields:
     """The fields of the request that a response repeats; long ones encoded, since several events repeat them."""
     rendered: Fields = {}
     for key in asked.keys() & _REPEATED:
@@ -104,7 +114,7 @@ def _repeated(asked: Fields) -> Fields:
             value = {**_ABSENT[key], **value}
         elif key == "text":
             value = {**_ABSENT[key], **_given(value)}
-        rendered[key] = msgspec.Raw(encode(value)) if key in _LONG else value
+        rendered[key] = msgspec.Raw(write(value)) if key in _LONG else value
     return rendered
 
 
