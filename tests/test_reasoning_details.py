@@ -94,10 +94,11 @@ async def test_from_the_thinking_blocks_of_messages(tmp_path: Path, stream: bool
             assert turn(other.posts[-1]) == spoken
 
 
-@pytest.mark.parametrize("kept", ["store", "include"])
+@pytest.mark.parametrize("kept", ["store", "include", "items"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_from_the_items_of_responses(tmp_path: Path, stream: bool, kept: str) -> None:
-    """From the store, and from a client that keeps its own history."""
+    """From the store, and from a client that keeps its own history, with the whole of it, or without, as the Agents
+    SDKs do."""
     async with upstream(each(openrouter)) as one, upstream(each(openrouter)) as other:
         async with proxy(settings({"or": openai(one.url), "groq": openai(other.url)}), tmp_path) as p:
             own = {"store": False, "include": ["reasoning.encrypted_content"]} if kept == "include" else {}

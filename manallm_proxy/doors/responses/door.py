@@ -68,7 +68,7 @@ class ResponsesDoor:
         if is_large(body):
             return _Later(partial(self._read_aside, body, client))
         asked = read_request(body)
-        if asked.previous is not None or (not asked.is_plain and any(map(_is_reference, asked.items()))):
+        if asked.previous is not None or (not asked.is_plain and any(map(_is_looked_up, asked.items()))):
             return _Later(partial(self._read_on, body, asked, client))
         form = self._form(body, asked, (), None, client)
         return self._begun(form, _call_of(form, client), _kept(form) if asked.stores else (), client)
@@ -128,15 +128,19 @@ class ResponsesDoor:
         return (*stored.input, *stored.output)
 
     async def _referred(self, items: list[Fields], client: Client, before: int) -> dict[int, bytes]:
-        """What the references among `items` stand for, by their place. `before`: bytes of the history.
+        """What the references among `items` stand for, by their place, and the stored form of reasoning that came back
+        without what its provider wants. `before`: bytes of the history.
 
         Raises ItemNotFound, and ConversationTooLong.
         """
-        wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_reference(item)}
+        wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_looked_up(item)}
         found = await self.store.items(client.key, wanted.values()) if wanted else {}
-        for n, id_ in wanted.items():
-            if id_ not in found:
+        for n, id_ in [*wanted.items()]:
+            if id_ in found:
+                continue
+            if _is_reference(items[n]):
                 raise ItemNotFound(id_, f"input[{n}]")
+            del wanted[n]
         if before + sum(len(found[id_]) for id_ in wanted.values()) > client.bounds.body:
             raise ConversationTooLong(f"{client.bounds.body} bytes (limits.body)")
         return {n: found[id_] for n, id_ in wanted.items()}
@@ -166,6 +170,13 @@ def _is_reference(item: Fields) -> bool:
     """Whether `item` is a reference. Some clients leave the type out, as OpenAI's types allow."""
     kind = item.get("type")
     return kind == REFERENCE or (kind is None and "id" in item and item.keys() <= {"id", "type"})
+
+
+def _is_looked_up(item: Fields) -> bool:
+    """Whether `item` is a reference, or reasoning of which only the store may have all: the Agents SDKs send it back
+    whole, and without asking for its ``encrypted_content``."""
+    bare = item.get("type") == "reasoning" and isinstance(item.get("id"), str) and not item.get("encrypted_content")
+    return bare or _is_reference(item)
 
 
 def _reference(item: Fields, place: int) -> str:
