@@ -23,7 +23,7 @@ WORKERS_LIMIT: Final = 256
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(
-        prog="manallm-proxy", description="One OpenAI-shaped door in front of all your models."
+        prog="manallm-proxy", description="One OpenAI-shaped server in front of all your models."
     )
     top.add_argument("--version", action="version", version=f"manallm-proxy {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
