@@ -265,3 +265,44 @@ async def test_ctrl_c_ends_a_command_without_a_word(tmp_path: Path) -> None:
             child.send_signal(signal.SIGINT)
             output, _ = await asyncio.wait_for(child.communicate(), 40)
         assert (child.returncode, output.decode()) == (130, ""), command
+
+
+async def test_what_is_no_proxy_is_told_in_a_line() -> None:
+    """JSON of any other shape, from whatever has taken the port, or from a version to come."""
+    answered = b""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply(answered)
+
+    deep = b"[" * 100_000
+    row = b'{"providers": {"a": {"status": 1, "targets": {"m": 4}}}}'
+    many = b'{"alias": null, "model": null, "serves": null, "chain": [{"target": 1}], "requests": [1], "data": [1]}'
+    cases = [
+        *(("explain", body) for body in (b"{}", b"[]", many, deep)),
+        *(("requests", body) for body in (b"{}", b"[]", many, deep)),
+        *(("requests id", body) for body in (b"{}", b"[]", many)),
+        *(("status", body) for body in (b"{}", b'{"providers": {"a": 1}}', row, deep)),
+        *(("models", body) for body in (b"{}", many, deep)),
+    ]
+    async with upstream(script) as other:
+        where = other.url.removeprefix("http://")
+        for command, answered in cases:
+            code, output = await run(*command.split(), "--url", other.url)
+            assert code == 1, (command, answered[:80])
+            assert output.startswith(f"no proxy answers at {where}: what answers there is something else"), output
+
+
+async def test_what_is_no_text_is_sent_as_it_was_typed(tmp_path: Path) -> None:
+    """Names in another encoding than UTF-8; the proxy knows none of them, and says so."""
+    async with proxy(settings({"loop": {"kind": "loopback"}}), tmp_path) as p:
+        for command in (("explain", "\udcff"), ("requests", "\udcff"), ("requests", "--alias", "\udcff")):
+            code, output = await run(*command, "--url", p.url)
+            assert (code, output.partition(" refuses: ")[0]) == (1, f"the proxy at 127.0.0.1:{p.port}"), output
+
+
+async def test_a_key_that_no_header_takes_is_not_shown() -> None:
+    """Two lines, or letters that are none of a key's: said before anything is sent, without the key."""
+    for key in ("sk-one\nsk-two", "sk-\N{CYRILLIC SMALL LETTER EM}one", "sk-\udcffone"):
+        code, output = await run("models", "--url", "http://127.0.0.1:9", environ={"MANALLM_API_KEY": key})
+        assert (code, output) == (1, "what MANALLM_API_KEY holds is no key: a key is visible ASCII without blanks\n")

@@ -5,12 +5,14 @@ Synchronous, with the standard library: these commands send one request and exit
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -59,9 +61,11 @@ class Client:
     def find(cls, url: str | None, environ: Mapping[str, str]) -> Client:
         """The proxy at `url`, else the one that the configuration of this machine describes.
 
-        Raises Failed with code 2 if `url` is no address.
+        Raises Failed, with code 2 if `url` is no address.
         """
         key = environ.get(KEY, "").strip()
+        if re.fullmatch(r"[\x21-\x7e]*", key) is None:
+            raise Failed(f"what {KEY} holds is no key: a key is visible ASCII without blanks")
         if url is None:
             return cls(_configured(environ), key)
         if "@" in url and not url.startswith("unix:/"):
@@ -85,9 +89,15 @@ class Client:
         response = self.open("GET", path, doing)
         if response.status not in statuses:
             raise self._other()
-        try:
+        with self.reading():
             return json.load(response)
-        except (OSError, ValueError, http.client.HTTPException):
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """For the use of an answer: raises Failed where it has another shape than a proxy's, or breaks off."""
+        try:
+            yield
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, http.client.HTTPException):
             raise self._other() from None
 
     def open(

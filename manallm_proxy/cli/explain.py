@@ -15,8 +15,11 @@ USUAL: Final = "chat/completions"
 def explain(url: str | None, model: str, door: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
     """Prints the explanation. Raises Failed, also if the proxy knows no such `model` or `door`."""
     query = {"model": model} | ({"door": door} if door is not None else {})
-    found = OperatorClient(Client.find(url, environ)).get("/v1/explain", query)
-    print(json.dumps(found) if as_json else "\n".join(lines(found)))
+    client = Client.find(url, environ)
+    found = OperatorClient(client).get("/v1/explain", query)
+    with client.reading():
+        shown = lines(found)
+    print(json.dumps(found) if as_json else "\n".join(shown))
     return 0
 
 
@@ -26,7 +29,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     head = f"{name}: {clean(found['serves'])} would serve" if found["serves"] else f"{name}: nobody can serve now"
     door = found.get("door", USUAL)
     head += f" ({clean(door)})" if door != USUAL else ""
-    width = max(len(row["target"]) for row in found["chain"])
+    width = max((len(row["target"]) for row in found["chain"]), default=0)
     rows = []
     shows_prices = any(row.get("price", "unknown") not in ("unknown", "costs nothing") for row in found["chain"])
     for row in found["chain"]:

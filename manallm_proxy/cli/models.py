@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from manallm_proxy.cli.client import Client, Failed, clean
+from manallm_proxy.cli.client import Client, clean
 
 
 def models(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
     """Raises Failed."""
     client = Client.find(url, environ)
     answer = client.get("/v1/models", "list its models")
-    try:
+    with client.reading():
         names = [str(row["id"]) for row in answer["data"]]
-    except (KeyError, TypeError):
-        raise Failed(f"no proxy answers at {client.place}: what answers there is something else") from None
     if as_json:
         print(json.dumps(answer, indent=2))
         return 0

@@ -23,12 +23,13 @@ class OperatorClient:
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         """The JSON at `path`. Raises Failed, with the proxy's own message if it refuses."""
-        response = self.client.open("GET", path + (f"?{urllib.parse.urlencode(query)}" if query else ""), "say that")
+        given = urllib.parse.urlencode(query, errors="surrogateescape") if query else ""
+        response = self.client.open("GET", path + (f"?{given}" if query else ""), "say that")
+        if response.status == 200:
+            with self.client.reading():
+                return json.load(response)
         try:
-            answer = json.load(response)
-            if response.status == 200:
-                return answer
-            why = str(answer["error"]["message"])
+            why = str(json.load(response)["error"]["message"])
         except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
             why = f"status {response.status}"
         raise Failed(f"the proxy at {self.client.place} refuses: {why}")
@@ -43,7 +44,7 @@ class OperatorClient:
                     kind = value
                 elif name == "data":
                     yield kind, json.loads(value)
-        except (OSError, http.client.HTTPException):
+        except (OSError, ValueError, http.client.HTTPException):  # a line that was cut is no JSON
             pass
         raise Failed(f"the proxy at {self.client.place} has ended the connection")
 

@@ -23,14 +23,18 @@ def requests(
     """Prints the requests. Raises Failed."""
     client = OperatorClient(Client.find(url, environ))
     if id_ is not None:
-        row = client.get(f"/v1/requests/{urllib.parse.quote(id_, safe='')}")
-        print(json.dumps(row) if as_json else "\n".join([line(row), *attempts(row)]))
+        found = client.get(f"/v1/requests/{urllib.parse.quote(id_, safe='', errors='surrogateescape')}")
+        with client.client.reading():
+            shown = [line(found), *attempts(found)]
+        print(json.dumps(found) if as_json else "\n".join(shown))
     elif follows:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(client, filters, as_json)
     else:
         found = client.get("/v1/requests", filters)
-        print(json.dumps(found) if as_json else "\n".join(line(row) for row in reversed(found["requests"])))
+        with client.client.reading():
+            shown = [line(row) for row in reversed(found["requests"])]
+        print(json.dumps(found) if as_json else "\n".join(shown))
     return 0
 
 

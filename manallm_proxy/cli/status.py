@@ -53,12 +53,11 @@ def _placed(shown: str) -> str:
 
 def _shown(client: Client, as_json: bool, environ: Mapping[str, str]) -> str:
     report = client.get("/v1/health", "show its health", (200, 503))
-    if not isinstance(report, dict) or not isinstance(report.get("providers"), dict):
-        raise Failed(f"no proxy answers at {client.place}: what answers there is something else")
+    with client.reading():
+        rows = [("PROVIDER", "STATUS", "BUSY", "WHY"), *_rows(report["providers"])]
     if as_json:
         return json.dumps(report, indent=2)
     shown = [f"{client.place}: {clean(report.get('status'))}"]
-    rows = [("PROVIDER", "STATUS", "BUSY", "WHY"), *_rows(report["providers"])]
     coloured = colours(environ)
     for line, row in zip(table(rows), rows, strict=True):
         word = row[1]
