@@ -77,6 +77,20 @@ def test_however_it_is_cut_it_is_the_same(kind: str, said: list[str], cuts: list
     assert "".join(delta if isinstance(delta, str) else delta.get("text", "") for delta in deltas) == "".join(said)
 
 
+@pytest.mark.parametrize("odd", [b"\xff", b"\xed\xa0\xbd", b'"', b"\\x"])
+@pytest.mark.parametrize("kind", RELAYS)
+def test_a_word_that_is_broken_breaks_no_answer(kind: str, odd: bytes) -> None:
+    """It reaches the client as it is, whether it was alone in its read, cut, or came with others."""
+    said = stream(kind, ["a", "ODD", "b"])
+    frames = [frame.replace(b"ODD", odd if b"delta\n" in frame else b"b") for frame in said]
+    assert sum(map(bytes.__ne__, frames, said))
+    whole = b"".join(frames)
+    alone = fed(relay(kind), frames)
+    assert alone[1:] == (True, True)
+    assert fed(relay(kind), [whole]) == alone
+    assert fed(relay(kind), [bytes([byte]) for byte in whole]) == alone
+
+
 @given(st.sampled_from([*RELAYS]), st.data())
 def test_lines_may_end_otherwise(kind: str, data: st.DataObject) -> None:
     """In some events, alone or together: each is told as if it had come by itself."""

@@ -135,15 +135,22 @@ class NamedRelay:
         """Whether this is one whole event, with its name, which has not to be read: what nearly every read brings."""
         if not (self._has_content and data.startswith(_NAME) and data.find(_BLANK) == len(data) - len(_BLANK)):
             return False
+        return self._is_unmarked(data) and self._decoder.is_between
+
+    def _is_unmarked(self, event: bytes) -> bool:
+        """Whether an event with a name, after which nothing else stands here, can be no error and changes nothing."""
         for mark in self.marks:
-            if mark in data:
+            if mark in event:
                 return False
-        return b"\r" not in data and b"error" not in data and self._decoder.is_between
+        return b"\r" not in event and b"error" not in event
 
     def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
         """Appends the bytes for the client. Raises the ProviderError that `frame` reports."""
         if len(frame.raw) > EVENT_BYTES:
             refuse_too_much(frame.raw, self._limits)
+        if self._has_content and frame.raw.startswith(_NAME) and self._is_unmarked(frame.raw):
+            out.append(frame.raw)  # as if it were alone in its read, whatever is wrong with it
+            return
         if frame.fields:
             chunks.refuse_odd_fields(frame)
         data = frame.data
