@@ -210,6 +210,39 @@ async def test_a_length_goes_under_the_name_that_a_server_knows(server: str, tmp
         assert up.posts[-1].json[other] == 9000
 
 
+EFFORTS = {
+    "max": ("'reasoning_effort': supported values are: 'minimal', 'low', 'medium', and 'high'.", "high"),
+    "xhigh": ("`reasoning_effort` must be one of `low`, `medium`, or `high`", "high"),
+    "medium": ("'reasoning_effort' has allowed values: none, high", "high"),
+    "low": ("'reasoning_effort': allowed values: none, medium", "medium"),
+    "high": ("'reasoning_effort' is not supported with this model", None),
+}
+
+
+async def test_the_nearest_effort_that_a_server_knows(tmp_path: Path) -> None:
+    """Anthropic's clients know Anthropic's efforts. A refusal that lists none, or the one, is the client's to read."""
+    words = ""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("reasoning_effort") == asked_for:
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for asked_for, (refusal, sent) in EFFORTS.items():
+            words = refusal
+            up.seen.clear()
+            body = {"max_tokens": 9, "messages": [USER], "output_config": {"effort": asked_for}, "temperature": 1}
+            code, told, _ = await p.post("/v1/messages", body)
+            assert (code, len(up.posts)) == ((400, 1) if sent is None else (200, 2)), told
+            assert up.posts[-1].json["reasoning_effort"] == (sent or asked_for)
+            assert (f"{sent} instead of {asked_for}" in p.log.getvalue()) is (sent is not None)
+        for other in ("'reasoning_effort' is low: supported values are: 'high'", "'top_p' must be one of: low, max"):
+            words = other
+            assert (await p.post("/v1/messages", body))[0] == 400
+
+
 async def test_a_server_names_one_field_at_a_time(tmp_path: Path) -> None:
     """One of OpenAI's models that thinks, asked not to, whose strict proxy does not know ``stream_options``."""
     first, effort = UNKNOWN["OpenAI"][1], {"message": "Unsupported value: 'reasoning_effort' does not support 'none'"}

@@ -24,6 +24,7 @@ from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
+from manallm_proxy.providers.effort import nearest_effort
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name, without_field
 from manallm_proxy.providers.model_list import read_list, words
@@ -97,8 +98,9 @@ class OpenAIWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
-        Or leaves out ``reasoning_effort: none``, which Ollama's clients send by default, and which a model that does
-        not think may refuse. Or gives the length that a door has put in the name that the target wants.
+        Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
+        default, and which a model that does not think may refuse, gives another effort as the nearest that the target
+        knows, and the length in the name that it wants.
         """
         if status not in (400, 422) or call.endpoint.is_opaque:
             return None
@@ -109,6 +111,8 @@ class OpenAIWire:
             return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self._again(self._renamed(shorter, entry), entry)
+        if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
+            return self._again(nearest, entry)
         if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
             return self._again(without_field(sent, "reasoning_effort"), entry, without="reasoning_effort")
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
