@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.contract.provider_errors import Disconnected
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.native.messages import MessagesRelay
@@ -89,6 +89,17 @@ def test_a_word_that_is_broken_breaks_no_answer(kind: str, odd: bytes) -> None:
     assert alone[1:] == (True, True)
     assert fed(relay(kind), [whole]) == alone
     assert fed(relay(kind), [bytes([byte]) for byte in whole]) == alone
+
+
+@pytest.mark.parametrize("kind", RELAYS)
+def test_what_is_no_object_breaks_the_answer(kind: str) -> None:
+    """Alone in its read, too."""
+    frames = stream(kind, ["a", "b"])
+    broken = [*frames[:-5], b"event: x\ndata: {\n\n"]
+    for parts in (broken, [b"".join(broken)]):
+        one = relay(kind)
+        *_, last = (one.feed(part) for part in parts)
+        assert isinstance(last.error, BadResponse)
 
 
 @given(st.sampled_from([*RELAYS]), st.data())

@@ -26,6 +26,8 @@ from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.patterned import HELD, PATTERN_TRIES
 
 _BLANK: Final = b"\n\n"
+_END: Final = b"}\n\n"
+"""Of an event that holds an object, though it may be broken inside."""
 _NAME: Final = b"event: "
 _SILENT: Final = chunks.KEEP_ALIVES | {b"[DONE]"}
 NULL: Final = msgspec.Raw(b"null")
@@ -142,7 +144,7 @@ class NamedRelay:
         for mark in self.marks:
             if mark in event:
                 return False
-        return b"\r" not in event and b"error" not in event
+        return event.endswith(_END) and b"\r" not in event and b"error" not in event
 
     def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
         """Appends the bytes for the client. Raises the ProviderError that `frame` reports."""
