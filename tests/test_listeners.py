@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -93,3 +94,9 @@ def test_an_unknown_host_is_reported_without_a_number(tmp_path: Path) -> None:
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     said = cannot_listen(config(tmp_path, host="nowhere", port=1), unknown)
     assert said == "listen: cannot listen on nowhere:1: Name or service not known"
+
+
+def test_a_descriptor_that_is_no_socket_is_none_of_a_path(tmp_path: Path) -> None:
+    """It came from LISTEN_FDS; nobody can move it."""
+    said = cannot_listen(config(tmp_path, port=1), OSError(errno.ENOTSOCK, ""))
+    assert said == "listen: cannot listen on 127.0.0.1:1: Socket operation on non-socket"

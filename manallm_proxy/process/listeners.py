@@ -53,7 +53,7 @@ def cannot_listen(config: Config, error: OSError) -> str:
             "end that, or choose another unix" if config.listen.unix else "end that, or choose another port (--port)"
         )
         return f"listen: {where} is in use by another program: {other}; {nobody}"
-    if error.errno == errno.ENOTSOCK:
+    if error.errno == errno.ENOTSOCK and config.listen.unix:
         return (
             f"listen: cannot listen on {where}: something that is no socket is there: move it, or choose another unix"
         )
