@@ -38,7 +38,7 @@ class Worker:
 
 
 @define(eq=False)
-class Crew:
+class Simulation:
     """Workers and their supervisor, as bytes pass between them."""
 
     slots: int | None = 1
@@ -108,148 +108,154 @@ STEP = st.tuples(
 @given(st.integers(1, 3), st.lists(STEP, max_size=60))
 def test_whatever_happens_nobody_is_forgotten(slots: int, steps: list[tuple[str, int, bool]]) -> None:
     """Whatever arrives when, whoever dies: never more than there are slots, and in the end all have had their turn."""
-    crew = Crew(slots)
+    simulation = Simulation(slots)
     for number in (1, 2, 3):
-        crew.start(number)
+        simulation.start(number)
     for what, which, answered in steps:
-        crew.now += 1
+        simulation.now += 1
         number = which % 3 + 1
-        worker = crew.workers[number]
+        worker = simulation.workers[number]
         if what == "ask":
-            crew.ask(number)
+            simulation.ask(number)
         elif what == "leave" and worker.turns:
-            crew.leave(number, worker.turns[which % len(worker.turns)], answered)
-        elif what == "hear" and crew.said:
-            crew.hear()
+            simulation.leave(number, worker.turns[which % len(worker.turns)], answered)
+        elif what == "hear" and simulation.said:
+            simulation.hear()
         elif what == "read" and worker.to:
-            crew.read(worker)
+            simulation.read(worker)
         elif what == "settle":
-            crew.settle()
+            simulation.settle()
         elif what == "back":
             worker.line.server_recovered()
         elif what == "die":
-            crew.die(number)
-            crew.said = deque((each, line) for each, line in crew.said if each != number)
-            crew.start(number)
-        assert len(crew.served()) <= slots
-        assert worker.line.expected_wait(worker.line.of("m"), crew.now, streams=answered) >= 0
+            simulation.die(number)
+            simulation.said = deque((each, line) for each, line in simulation.said if each != number)
+            simulation.start(number)
+        assert len(simulation.served()) <= slots
+        assert worker.line.expected_wait(worker.line.of("m"), simulation.now, streams=answered) >= 0
     for _ in range(100):
-        crew.settle()
-        served = crew.served()
-        for number, worker in crew.workers.items():
+        simulation.settle()
+        served = simulation.served()
+        for number, worker in simulation.workers.items():
             for turn in worker.turns:
                 if turn in served:
-                    crew.leave(number, turn)
-    turns = [turn for worker in crew.workers.values() for turn in worker.turns]
+                    simulation.leave(number, turn)
+    turns = [turn for worker in simulation.workers.values() for turn in worker.turns]
     assert all(turn.ended for turn in turns)
-    assert all(worker.line.expected_wait(worker.line.of("m"), crew.now) == 0 for worker in crew.workers.values())
-    assert all(each.is_idle for worker in crew.workers.values() for each in worker.line.models.values())
+    assert all(
+        worker.line.expected_wait(worker.line.of("m"), simulation.now) == 0 for worker in simulation.workers.values()
+    )
+    assert all(each.is_idle for worker in simulation.workers.values() for each in worker.line.models.values())
 
 
 def test_first_come_first_served_over_all_workers() -> None:
     """And each knows how long another one would wait."""
-    crew = Crew(1)
-    crew.start(1), crew.start(2)
-    first, second, third = crew.ask(1, expected=8.0), crew.ask(2, expected=4.0), crew.ask(1, expected=2.0)
-    crew.settle()
+    simulation = Simulation(1)
+    simulation.start(1), simulation.start(2)
+    first, second, third = (
+        simulation.ask(1, expected=8.0),
+        simulation.ask(2, expected=4.0),
+        simulation.ask(1, expected=2.0),
+    )
+    simulation.settle()
     assert [turn.began_at is not None for turn in (first, second, third)] == [True, False, False]
-    crew.now += 3
-    assert [worker.line.expected_wait(worker.line.of("m"), crew.now) for worker in crew.workers.values()] == [
-        5 + 4 + 2
-    ] * 2
-    assert [worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()] == [1, 1]
-    late = crew.start(3)
-    crew.settle()
-    assert late.line.expected_wait(late.line.of("m"), crew.now) == 11
-    crew.die(1)
-    crew.settle()
+    simulation.now += 3
+    assert [
+        worker.line.expected_wait(worker.line.of("m"), simulation.now) for worker in simulation.workers.values()
+    ] == [5 + 4 + 2] * 2
+    assert [worker.line.limit(worker.line.of("m")) for worker in simulation.workers.values()] == [1, 1]
+    late = simulation.start(3)
+    simulation.settle()
+    assert late.line.expected_wait(late.line.of("m"), simulation.now) == 11
+    simulation.die(1)
+    simulation.settle()
     assert second.began_at is not None
-    assert late.line.expected_wait(late.line.of("m"), crew.now) == 4
+    assert late.line.expected_wait(late.line.of("m"), simulation.now) == 4
 
 
 def test_slots_are_learned_from_all() -> None:
     """A trial is one for all workers."""
-    crew = Crew(None, learns=True)
-    crew.start(1), crew.start(2)
-    first = crew.ask(1)
-    crew.settle()
-    crew.workers[1].line.began(first, crew.now)
-    crew.now += 1
-    crew.settle()
-    second, third = crew.ask(2), crew.ask(1)
-    crew.settle()
+    simulation = Simulation(None, learns=True)
+    simulation.start(1), simulation.start(2)
+    first = simulation.ask(1)
+    simulation.settle()
+    simulation.workers[1].line.began(first, simulation.now)
+    simulation.now += 1
+    simulation.settle()
+    second, third = simulation.ask(2), simulation.ask(1)
+    simulation.settle()
     assert (second.is_trial, second.began_at is not None, third.began_at) == (True, True, None)
-    crew.now += 1
-    crew.workers[2].line.began(second, crew.now)
-    crew.settle()
+    simulation.now += 1
+    simulation.workers[2].line.began(second, simulation.now)
+    simulation.settle()
     assert (third.is_trial, third.began_at is not None) == (True, True)
-    assert {worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()} == {2}
+    assert {worker.line.limit(worker.line.of("m")) for worker in simulation.workers.values()} == {2}
 
 
 def test_a_trial_hears_that_it_waits_no_longer() -> None:
     """When one that came before has ended, in whichever worker, or with it."""
     for dies in (False, True):
-        crew = Crew(None, learns=True)
-        crew.start(1), crew.start(2)
-        first = crew.ask(1)
-        crew.settle()
-        crew.workers[1].line.began(first, crew.now)
-        trial = crew.ask(2)
-        crew.settle()
+        simulation = Simulation(None, learns=True)
+        simulation.start(1), simulation.start(2)
+        first = simulation.ask(1)
+        simulation.settle()
+        simulation.workers[1].line.began(first, simulation.now)
+        trial = simulation.ask(2)
+        simulation.settle()
         assert (trial.is_trial, trial.waits) == (True, True)
         if dies:
-            crew.die(1)
+            simulation.die(1)
         else:
-            crew.leave(1, first)
-        crew.settle()
+            simulation.leave(1, first)
+        simulation.settle()
         assert (trial.is_trial, trial.waits) == (True, False)
 
 
 def test_a_line_without_a_limit_is_not_talked_about() -> None:
     """But when it has had one, as after an outage."""
-    crew = Crew(None)
-    crew.start(1), crew.start(2)
-    turns = [crew.ask(1) for _ in range(5)]
-    while crew.said:
-        crew.hear()
-    assert (len(crew.workers[1].to), len(crew.workers[2].to)) == (5, 0)  # each has its turn
-    crew.settle()
-    crew.workers[1].line.server_recovered()
+    simulation = Simulation(None)
+    simulation.start(1), simulation.start(2)
+    turns = [simulation.ask(1) for _ in range(5)]
+    while simulation.said:
+        simulation.hear()
+    assert (len(simulation.workers[1].to), len(simulation.workers[2].to)) == (5, 0)  # each has its turn
+    simulation.settle()
+    simulation.workers[1].line.server_recovered()
     for turn in turns[1:]:
-        crew.leave(1, turn, answered=False)
-    crew.ask(2)
-    crew.settle()
-    assert crew.workers[2].line.expected_wait(crew.workers[2].line.of("m"), crew.now) > 0
-    crew.leave(1, turns[0])
+        simulation.leave(1, turn, answered=False)
+    simulation.ask(2)
+    simulation.settle()
+    assert simulation.workers[2].line.expected_wait(simulation.workers[2].line.of("m"), simulation.now) > 0
+    simulation.leave(1, turns[0])
     for _ in range(RAMP_LIMIT + 1):
-        turn = crew.ask(1)
-        crew.settle()
-        crew.leave(1, turn)
-    crew.settle()
-    assert crew.workers[2].line.expected_wait(crew.workers[2].line.of("m"), crew.now) == 0
+        turn = simulation.ask(1)
+        simulation.settle()
+        simulation.leave(1, turn)
+    simulation.settle()
+    assert simulation.workers[2].line.expected_wait(simulation.workers[2].line.of("m"), simulation.now) == 0
 
 
 def test_a_server_comes_back_once() -> None:
     """Each worker finds it out for itself, with its next request; what the server has shown since then still counts."""
-    crew = Crew(3)
-    crew.start(1), crew.start(2)
+    simulation = Simulation(3)
+    simulation.start(1), simulation.start(2)
 
     def served() -> int:
-        crew.settle()
-        return len(crew.served())
+        simulation.settle()
+        return len(simulation.served())
 
-    crew.workers[1].line.server_recovered()
-    first = [crew.ask(1) for _ in range(4)]
+    simulation.workers[1].line.server_recovered()
+    first = [simulation.ask(1) for _ in range(4)]
     assert served() == 1
-    crew.leave(1, first[0])
+    simulation.leave(1, first[0])
     assert served() == 2
-    crew.workers[2].line.server_recovered()
-    crew.ask(2)
-    crew.leave(1, first[1])
+    simulation.workers[2].line.server_recovered()
+    simulation.ask(2)
+    simulation.leave(1, first[1])
     assert served() == 3
-    crew.now += ONE_OUTAGE
-    crew.workers[2].line.server_recovered()
-    crew.leave(1, first[2])
+    simulation.now += ONE_OUTAGE
+    simulation.workers[2].line.server_recovered()
+    simulation.leave(1, first[2])
     assert served() == 2
 
 
@@ -279,69 +285,69 @@ class Loading:
 
 def test_names_that_clients_choose_are_forgotten() -> None:
     """By all: of models, and of servers that a reload has named."""
-    crew = Crew(1)
-    worker = crew.start(1)
+    simulation = Simulation(1)
+    worker = simulation.start(1)
     for n in range(2 * MODELS_LIMIT):
-        turn = crew.ask(1, f"m{n}")
-        crew.settle()
-        crew.leave(1, turn)
-    crew.settle()
+        turn = simulation.ask(1, f"m{n}")
+        simulation.settle()
+        simulation.leave(1, turn)
+    simulation.settle()
     assert len(worker.line._busy) <= MODELS_LIMIT
     for n in range(2 * LINES_LIMIT):
         line = worker.link.lines.line(f"gpu{n}", 1, learns=False)
         turn = Turn(line.of("m"), 1.0)
         line.enter(turn, 1.0)
-        crew.settle()
+        simulation.settle()
         line.leave(turn, 1.0, answered=True)
-    crew.settle()
-    assert len(crew.boxes._lines) <= LINES_LIMIT
+    simulation.settle()
+    assert len(simulation.boxes._lines) <= LINES_LIMIT
 
 
 async def test_one_load_for_all() -> None:
     """The next one loads if the first has died or gives up; the others hear how it ended."""
-    crew = Crew(1)
+    simulation = Simulation(1)
     for number in (1, 2, 3):
-        crew.start(number)
+        simulation.start(number)
 
     async def settle() -> None:
         for _ in range(3):
             await asyncio.sleep(0)
-            crew.settle()
+            simulation.settle()
         await asyncio.sleep(0)
 
-    claims = [asyncio.ensure_future(worker.link.claim(SERVER, "m")) for worker in crew.workers.values()]
+    claims = [asyncio.ensure_future(worker.link.claim(SERVER, "m")) for worker in simulation.workers.values()]
     await settle()
     assert [claim.done() for claim in claims] == [True, False, False]
-    crew.die(1)
+    simulation.die(1)
     await settle()
     assert [claim.done() for claim in claims] == [True, True, False]
     assert claims[1].result() is None
-    crew.workers[2].link.loaded(SERVER, "m", None)
+    simulation.workers[2].link.loaded(SERVER, "m", None)
     await settle()
     assert claims[2].result() is None
-    again = asyncio.ensure_future(crew.workers[2].link.claim(SERVER, "m:latest"))
-    gone = asyncio.ensure_future(crew.workers[2].link.claim(SERVER, "n"))
+    again = asyncio.ensure_future(simulation.workers[2].link.claim(SERVER, "m:latest"))
+    gone = asyncio.ensure_future(simulation.workers[2].link.claim(SERVER, "n"))
     await settle()
     assert (again.done(), gone.done()) == (False, True)
-    crew.workers[3].link.loaded(SERVER, "m", LoadEnd("failed", "no room"))
+    simulation.workers[3].link.loaded(SERVER, "m", LoadEnd("failed", "no room"))
     await settle()
     assert again.result() == LoadEnd("failed", "no room")
 
 
 async def test_one_load_at_a_time_where_the_next_would_end_it() -> None:
     """Of different models, too; whoever dies or gives up makes room. Elsewhere they are loaded side by side."""
-    crew, host = Crew(1), Loading(lambda: 1.0)
+    simulation, host = Simulation(1), Loading(lambda: 1.0)
     for number in (1, 2, 3):
-        crew.start(number)
+        simulation.start(number)
 
     async def settle() -> list[str]:
         for _ in range(5):
             await asyncio.sleep(0)
-            crew.settle()
+            simulation.settle()
         return [*host.loading]
 
     def begin(number: int, model: str, **more: Any) -> Box:
-        link = crew.workers[number].link
+        link = simulation.workers[number].link
         box = Box("gpu", host, lambda: 1.0, lambda event: None, loads=link, server=SERVER, **more)
         box.residency.observed((), 0.0)
         assert box.gate(Entry(Target("gpu", model), cold="next"), False) is not None
@@ -353,7 +359,7 @@ async def test_one_load_at_a_time_where_the_next_would_end_it() -> None:
     assert await settle() == ["b"]
     await boxes[1].close()
     assert await settle() == ["b"]  # by the other worker that asked for it
-    crew.die(1)
+    simulation.die(1)
     assert await settle() == ["b", "c"]  # nobody can tell what became of the first
     host.loading["c"].set_result(None)
     begin(2, "d", alone=True), begin(3, "e")
@@ -362,53 +368,53 @@ async def test_one_load_at_a_time_where_the_next_would_end_it() -> None:
     for each in host.loading.values():
         each.cancel()
     await settle()
-    assert not crew.boxes._loads
+    assert not simulation.boxes._loads
 
 
 async def test_a_load_that_nobody_waits_for_is_given_back() -> None:
     """A worker that ends claims nothing any more, and stands in no one's way."""
-    crew = Crew(1)
-    crew.start(1), crew.start(2)
-    left = asyncio.ensure_future(crew.workers[1].link.claim(SERVER, "m"))
-    other = asyncio.ensure_future(crew.workers[2].link.claim(SERVER, "m"))
+    simulation = Simulation(1)
+    simulation.start(1), simulation.start(2)
+    left = asyncio.ensure_future(simulation.workers[1].link.claim(SERVER, "m"))
+    other = asyncio.ensure_future(simulation.workers[2].link.claim(SERVER, "m"))
     await asyncio.sleep(0)
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
-    crew.settle()
+    simulation.settle()
     assert await other is None
 
 
 async def test_a_load_that_was_granted_in_the_turn_of_the_end_is_given_back() -> None:
     """The word has come, and who waited for it is cancelled before it can read it."""
-    crew = Crew(1)
-    crew.start(1), crew.start(2)
-    left, other = (asyncio.ensure_future(worker.link.claim(SERVER, "m")) for worker in crew.workers.values())
+    simulation = Simulation(1)
+    simulation.start(1), simulation.start(2)
+    left, other = (asyncio.ensure_future(worker.link.claim(SERVER, "m")) for worker in simulation.workers.values())
     await asyncio.sleep(0)
-    crew.settle()
+    simulation.settle()
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
-    crew.settle()
+    simulation.settle()
     async with asyncio.timeout(1):
         assert await other is None
 
 
 async def test_without_a_supervisor_each_goes_by_itself() -> None:
     """Those that wait have their turn, by this worker's own line, and loads are its own."""
-    crew = Crew(1)
-    worker = crew.start(1)
-    crew.start(2)
-    mine, other, waiting = crew.ask(1, expected=0.0), crew.ask(2), crew.ask(1)
-    crew.settle()
+    simulation = Simulation(1)
+    worker = simulation.start(1)
+    simulation.start(2)
+    mine, other, waiting = simulation.ask(1, expected=0.0), simulation.ask(2), simulation.ask(1)
+    simulation.settle()
     claim = asyncio.ensure_future(worker.link.claim(SERVER, "m"))
     await asyncio.sleep(0)
     worker.link.lost()
     assert (await claim, await worker.link.claim(SERVER, "m")) == (None, None)
-    one_more = crew.ask(1)
+    one_more = simulation.ask(1)
     served = [each.began_at is not None for each in (mine, waiting, one_more, other)]
     assert served == [True, False, False, False]
-    crew.leave(1, mine)
+    simulation.leave(1, mine)
     assert waiting.began_at is not None
-    assert worker.line.expected_wait(worker.line.of("m"), crew.now) > 0
+    assert worker.line.expected_wait(worker.line.of("m"), simulation.now) > 0
 
 
 @define(eq=False)
@@ -433,8 +439,8 @@ class Host:
 
 async def test_what_a_reload_has_removed_is_forgotten() -> None:
     """A server's line and its box, but neither what came in their place nor what stays when a reload is refused."""
-    crew, entry = Crew(1), Entry(Target("gpu", "m"))
-    worker = crew.start(1)
+    simulation, entry = Simulation(1), Entry(Target("gpu", "m"))
+    worker = simulation.start(1)
     first = weakref.ref(worker.line)
     boxes = [Box("gpu", Host(lambda: 1.0), lambda: 1.0, print, loads=worker.link, server=SERVER) for _ in range(2)]
     for each in (*boxes, *boxes):  # a reload starts again what it keeps
@@ -447,11 +453,11 @@ async def test_what_a_reload_has_removed_is_forgotten() -> None:
 
     refused = worker.link.lines.line(SERVER, 1, learns=False)
     del refused
-    mine = crew.ask(1)
-    crew.settle()
-    assert worker.line.expected_wait(worker.line.of("m"), crew.now) > 0
-    crew.leave(1, mine)
-    crew.settle()
+    mine = simulation.ask(1)
+    simulation.settle()
+    assert worker.line.expected_wait(worker.line.of("m"), simulation.now) > 0
+    simulation.leave(1, mine)
+    simulation.settle()
     worker.line = worker.link.lines.line("cpu http://127.0.0.1:2", 1, learns=False)
     assert (first(), len(worker.link.lines._lines)) == (None, 1)
 
@@ -461,10 +467,10 @@ def test_one_looks_for_all() -> None:
 
     async def minutes() -> tuple[int, int]:
         clock = asyncio.get_running_loop().time
-        crew, host, entry = Crew(1), Host(clock), Entry(Target("gpu", "m"))
+        simulation, host, entry = Simulation(1), Host(clock), Entry(Target("gpu", "m"))
         boxes = []
         for number in (1, 2, 3):
-            link = crew.start(number).link
+            link = simulation.start(number).link
             link.lag = LAG * (number - 1)
             boxes.append(Box("gpu", host, clock, lambda event: None, loads=link, server=SERVER))
             boxes[-1].start()
@@ -473,14 +479,14 @@ def test_one_looks_for_all() -> None:
             before = len(host.looks)
             for _ in range(10 * seconds):
                 assert [each.gate(entry, False) for each in boxes[number:]] == [None] * (3 - number)
-                crew.settle()
+                simulation.settle()
                 await asyncio.sleep(0.1)
             return len(host.looks) - before
 
         await traffic(10, 0)  # nobody knows anything at first
         looks = await traffic(60, 0)
         await boxes[0].close()
-        crew.die(1)
+        simulation.die(1)
         later = await traffic(60, 1)
         await asyncio.gather(*(each.close() for each in boxes))
         return looks, later

@@ -31,16 +31,16 @@ MISSING = MissingModel("x", provider_status=404)
 
 @define(eq=False)
 class Workers:
-    """As many boards of one provider, and what is on its way from each to the others."""
+    """The registry of each worker, all of one provider, and the updates on their way from each to the others."""
 
     number: int = 3
     policy: Policy = Policy(2, 60.0)
     now: float = 1000.0
     skew: list[float] = field(factory=lambda: [0.0, 0.0, 0.0])
     """How far each one's clock is behind: a loop's time stands while it is busy."""
-    boards: list[HealthRegistry] = field(factory=list)
+    registries: list[HealthRegistry] = field(factory=list)
     lines: list[deque[tuple[str, str | None, SharedState]]] = field(factory=list)
-    """What each has yet to hear, in the order in which it was sent."""
+    """Updates that each has yet to receive, in the order in which they were sent."""
     told: list[HealthChanged] = field(factory=list)
     sent: int = 0
 
@@ -48,7 +48,7 @@ class Workers:
         for me in range(self.number):
             health = {"gpu": Health(self.policy)}
             self.lines.append(deque())
-            self.boards.append(HealthRegistry(health, partial(self._time_of, me), self._note, self._teller(me)))
+            self.registries.append(HealthRegistry(health, partial(self._time_of, me), self._note, self._teller(me)))
 
     def _time_of(self, me: int) -> float:
         return self.now - self.skew[me]
@@ -67,21 +67,21 @@ class Workers:
         return tell
 
     def health(self, me: int) -> Health:
-        return self.boards[me].providers["gpu"]
+        return self.registries[me].providers["gpu"]
 
     def fail(self, me: int, error: ProviderError, model: str = "m") -> None:
-        got = self.boards[me].admit(Target("gpu", model))
+        got = self.registries[me].admit(Target("gpu", model))
         assert isinstance(got, Permit), got
-        self.boards[me].failed(Target("gpu", model), got, error)
+        self.registries[me].failed(Target("gpu", model), got, error)
 
     def serve(self, me: int, model: str = "m") -> None:
-        got = self.boards[me].admit(Target("gpu", model))
+        got = self.registries[me].admit(Target("gpu", model))
         assert isinstance(got, Permit), got
-        self.boards[me].began(Target("gpu", model), got)
-        self.boards[me].served(Target("gpu", model), got)
+        self.registries[me].began(Target("gpu", model), got)
+        self.registries[me].served(Target("gpu", model), got)
 
     def refused(self, me: int, model: str = "m") -> str | None:
-        got = self.boards[me].admit(Target("gpu", model))
+        got = self.registries[me].admit(Target("gpu", model))
         if isinstance(got, Skip):
             return got.reason
         got.released()
@@ -89,7 +89,7 @@ class Workers:
 
     def hear(self, me: int) -> None:
         while self.lines[me]:
-            self.boards[me].merge_update(*self.lines[me].popleft())
+            self.registries[me].merge_update(*self.lines[me].popleft())
 
     def all_hear(self) -> None:
         for me in range(self.number):
@@ -146,7 +146,7 @@ def test_one_trial_is_under_way_while_another_finds_out() -> None:
     workers.fail(0, BROKEN)
     workers.all_hear()
     workers.now += 60.0
-    trial = workers.boards[1].admit(Target("gpu", "m"))
+    trial = workers.registries[1].admit(Target("gpu", "m"))
     assert isinstance(trial, Permit)
     workers.fail(2, BROKEN)
     workers.all_hear()
@@ -180,7 +180,7 @@ def test_an_update_is_not_sent_on() -> None:
     assert workers.sent == 1
     workers.all_hear()
     for me in range(3):
-        workers.boards[me].note("gpu")
+        workers.registries[me].note("gpu")
     assert workers.sent == 1
     assert [workers.refused(me) for me in range(3)] == ["unhealthy"] * 3
 
@@ -219,7 +219,7 @@ def test_what_another_serves_between_them_clears_their_provider(heard: bool) -> 
     workers.now += 1.0
     workers.serve(2, "c")
     workers.all_hear()
-    workers.boards[2].note("gpu")
+    workers.registries[2].note("gpu")
     workers.all_hear()
     workers.now += 1.0
     workers.fail(1, BROKEN, "b")
@@ -246,13 +246,13 @@ def test_the_later_finding_counts() -> None:
     workers.fail(0, BROKEN)
     workers.all_hear()
     workers.now += 60.0
-    trials = [workers.boards[me].admit(Target("gpu", "m")) for me in range(2)]
+    trials = [workers.registries[me].admit(Target("gpu", "m")) for me in range(2)]
     first, second = trials
     assert isinstance(first, Permit)
     assert isinstance(second, Permit)
-    workers.boards[0].failed(Target("gpu", "m"), first, BROKEN)
+    workers.registries[0].failed(Target("gpu", "m"), first, BROKEN)
     workers.skew[1] = 0.01
-    workers.boards[1].served(Target("gpu", "m"), second)
+    workers.registries[1].served(Target("gpu", "m"), second)
     workers.all_hear()
     assert len({workers.health(me).provider.open_until for me in range(3)}) == 1
 
@@ -260,7 +260,7 @@ def test_the_later_finding_counts() -> None:
 def test_an_unknown_provider_is_nobodys() -> None:
     """Another worker has reloaded already."""
     workers = Workers()
-    workers.boards[0].merge_update("new", None, SharedState(1.0, 61.0))
+    workers.registries[0].merge_update("new", None, SharedState(1.0, 61.0))
     assert workers.health(0).shared == {}
 
 
@@ -307,7 +307,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(me=st.integers(0, 2), error=st.sampled_from([None, REFUSED]))
     def probe(self, me: int, error: ProviderError | None) -> None:
-        self.workers.boards[me].probed("gpu", error)
+        self.workers.registries[me].probed("gpu", error)
 
     @rule(me=st.integers(0, 2))
     def hear(self, me: int) -> None:
@@ -326,7 +326,7 @@ class AnyOrder(RuleBasedStateMachine):
         workers.skew = [0.0, 0.0, 0.0]
         workers.all_hear()
         for me in range(3):
-            workers.boards[me].note("gpu")
+            workers.registries[me].note("gpu")
             workers.all_hear()
         for model in (None, "a", "b"):
             views = [h.provider if model is None else h.targets.get(model) for h in map(workers.health, range(3))]

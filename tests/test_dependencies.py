@@ -1,4 +1,4 @@
-"""What we stand on: lower bounds, and pins that fit them."""
+"""Dependencies: lower bounds, and pins that fit them."""
 
 from __future__ import annotations
 
