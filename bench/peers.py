@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,20 @@ def before_version() -> str:
     run("git", "-C", HERE.parent, "archive", "--output", folder / "all.tar", commit)
     run("tar", "-xf", folder / "all.tar", "-C", folder)
     return commit
+
+
+def before(site: Site) -> list[str]:
+    """As `ours`, without the providers that the build before does not know: it is compared by those that both have."""
+    command = ours(site)
+    path = Path(command[-1])
+    config = json.loads(path.read_text())
+    environ = {**os.environ, "PYTHONPATH": str(INSTALLED / "before")}
+    check = [*command[:-3], "check", *command[-2:]]
+    said = subprocess.run(check, env=environ, cwd=site.folder, capture_output=True, text=True, check=False)
+    for name in re.findall(r"^providers\.(\w+)", said.stdout + said.stderr, re.MULTILINE):
+        config["providers"].pop(name, None)
+    path.write_text(json.dumps(config))
+    return command
 
 
 def our_version() -> str:
@@ -233,7 +248,7 @@ def portkey(site: Site) -> list[str]:
 ROOT = HERE.parent
 OURS = Peer("ours", "manallm-proxy", our_version, ours, model="mana/bench", environ={"PYTHONPATH": str(ROOT)})
 WAS = Peer(
-    *("before", "manallm-proxy, before", before_version, ours),
+    *("before", "manallm-proxy, before", before_version, before),
     model="mana/bench",
     environ={"PYTHONPATH": str(INSTALLED / "before")},
 )  # fmt: skip
