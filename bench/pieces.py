@@ -207,7 +207,7 @@ class _Stream:
 
     usage: Usage | None = None
 
-    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+    async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
         return StreamBatch(done=True)
 
     def commit(self, idle: float) -> None: ...

@@ -10,8 +10,7 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import TransferEncodingError
 
-from manallm_proxy.contract.provider_errors import Disconnected
-from manallm_proxy.http_client.aiohttp_internals import Connector, HttpProcessingError, check, fail_reader
+from manallm_proxy.http_client.aiohttp_internals import Connector, HttpProcessingError, check
 from manallm_proxy.http_client.aiohttp_session import Session, new_session
 from tests.upstreams import Connection, Seen, Upstream, each, upstream
 
@@ -19,7 +18,6 @@ NAMES: list[tuple[type, str]] = [
     (aiohttp.BaseConnector, "_get"),
     (aiohttp.BaseConnector, "_release"),
     (ResponseHandler, "should_close"),
-    (aiohttp.StreamReader, "set_exception"),
 ]
 
 
@@ -105,31 +103,6 @@ async def test_a_sound_connection_is_used_again_and_the_tracer_hears_of_it() -> 
                 async with client.post(server.url) as response:
                     assert await response.read() == b"mine"
             assert (len(server.connections), reused) == (1, 2)
-
-
-@pytest.mark.parametrize("broken", [True, False], ids=["after a broken chunk", "in silence"])
-async def test_a_reader_is_woken_in_any_state(broken: bool) -> None:
-    """Also where aiohttp's parser has given up and ``sock_read`` would never fire."""
-
-    async def script(connection: Connection) -> None:
-        await connection.request()
-        await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-        await connection.upstream.go.wait()
-        if broken:
-            await connection.send(b"zz\r\n")
-        await connection.gone()
-
-    async with upstream(script) as server, new_session() as client:
-        async with client.get(server.url) as response:
-            assert await response.content.readany() == b"abc"
-            server.go.set()
-            reading = asyncio.ensure_future(response.content.readany())
-            await asyncio.sleep(0.05)
-            if not reading.done():
-                fail_reader(response, Disconnected("enough", detail="test"))
-            with pytest.raises((Disconnected, TransferEncodingError, aiohttp.ClientError)):
-                await asyncio.wait_for(reading, 1)
-            response.close()
 
 
 def test_parser_errors_are_no_client_errors() -> None:

@@ -29,7 +29,6 @@ from manallm_proxy.providers.openai.wire import OpenAIWire
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
-TIMING = StreamTiming(heartbeat=0, write_timeout=60, write_rate=1)
 
 
 @define
@@ -226,7 +225,7 @@ def opened(connection: Connection, response: Response) -> tuple[HttpStream, Stre
     client: Any = Side()
     request = make_mocked_request("POST", "/", transport=client)
     request.writer.output_size = 0  # a mock, where a connection's writer has a number
-    writer = StreamWriter(request, {}, TIMING, bytes)
+    writer = StreamWriter(request, {}, StreamTiming(heartbeat=0, write_timeout=60, write_rate=1), bytes)
     connection.data_received(HEAD)
     return stream, writer, ClientStream(ChatReply(SUMMARY), writer, stream), client
 

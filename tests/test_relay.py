@@ -49,11 +49,12 @@ class Script:
     idle: float | None = None
     usage: Usage | None = None
 
-    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+    async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
         while True:
             step = self.steps.pop(0)
             if step is None:
-                await asyncio.Event().wait()
+                async with asyncio.timeout_at(until):
+                    await asyncio.Event().wait()
             if isinstance(step, BaseException):
                 raise step
             assert step is not None
@@ -72,7 +73,7 @@ class Provider:
     script: Script
     asked: int = 0
 
-    async def stream(self, call: Call, entry: Entry) -> Script:
+    async def stream(self, call: Call, entry: Entry, until: float | None = None) -> Script:
         self.asked += 1
         return self.script
 
@@ -278,8 +279,9 @@ async def test_the_first_byte_limit_holds_for_the_headers_too() -> None:
 
     @define
     class Silent(Provider):
-        async def stream(self, call: Call, entry: Entry) -> Script:
-            await asyncio.Event().wait()
+        async def stream(self, call: Call, entry: Entry, until: float | None = None) -> Script:
+            async with asyncio.timeout_at(until):
+                await asyncio.Event().wait()
             raise AssertionError("not reached")
 
         def first_byte_error(self, seconds: float) -> ProviderError:

@@ -85,7 +85,8 @@ async def test_a_heartbeat_that_is_due_as_the_stream_ends_is_not_sent() -> None:
         request, {}, StreamTiming(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n"
     )
     await writer.write(b"data: 1\n\n")
-    await asyncio.sleep(0)  # the timer is due: it fires after us in this turn, and makes the heartbeat's task
+    await asyncio.sleep(0)  # the timer is due: it fires after us in this turn, and has the writer looked at in the next
+    await asyncio.sleep(0)  # which makes the heartbeat's task
     assert writer._heartbeat_task is None
     await asyncio.sleep(0)
     assert writer._heartbeat_task is not None and not writer._heartbeat_task.done()

@@ -39,14 +39,15 @@ class Stream:
     usage: Usage | None = None
     _begun: bool = False
 
-    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+    async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
         if not self._begun:
             self._begun = True
-            if self.server is None:
-                await asyncio.sleep(CLOUD_FIRST)
-            else:
-                await self.server.begin()
-                await asyncio.sleep(self.asked.first)
+            async with asyncio.timeout_at(until):
+                if self.server is None:
+                    await asyncio.sleep(CLOUD_FIRST)
+                else:
+                    await self.server.begin()
+                    await asyncio.sleep(self.asked.first)
             return StreamBatch(deltas=(Delta(content="word"),), has_content=True)
         await asyncio.sleep(self.asked.seconds - self.asked.first if self.server is not None else 0.0)
         self.usage = Usage(self.asked.prompt, self.asked.output)
@@ -85,7 +86,7 @@ class _Server:
 class SimulatedCloud(_Server):
     """See the module."""
 
-    async def stream(self, call: Call, entry: Entry) -> Stream:
+    async def stream(self, call: Call, entry: Entry, until: float | None = None) -> Stream:
         return Stream(self.asked[call.request_id], None)
 
 
@@ -106,7 +107,7 @@ class SimulatedBox(_Server):
     _waiting: deque[asyncio.Future[None]] = field(factory=deque)
     _holds: int = 0
 
-    async def stream(self, call: Call, entry: Entry) -> Stream:
+    async def stream(self, call: Call, entry: Entry, until: float | None = None) -> Stream:
         return Stream(self.asked[call.request_id], self)
 
     async def begin(self) -> None:

@@ -240,8 +240,9 @@ class Stream(Protocol):
     def usage(self) -> Usage | None:
         """Token counts; None until the provider has reported them."""
 
-    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
-        """The next batch; one with ``done`` or ``error`` is the last. Raises ProviderError if the stream breaks.
+    async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
+        """The next batch; one with ``done`` or ``error`` is the last. Raises ProviderError if the stream breaks, and
+        TimeoutError if the provider has sent nothing by loop time `until`.
 
         A stream that receives a batch in an event loop callback may offer it to `try_write` there. It then returns
         only batches that were not accepted, and the last one, so that no task is woken for each chunk.
@@ -288,8 +289,9 @@ class Provider(Protocol):
     async def complete(self, call: Call, entry: Entry) -> Answer:
         """The whole answer of `entry`'s target."""
 
-    async def stream(self, call: Call, entry: Entry) -> Stream:
-        """Opens a stream from `entry`'s target; returns when status and headers have arrived."""
+    async def stream(self, call: Call, entry: Entry, until: float | None = None) -> Stream:
+        """Opens a stream from `entry`'s target; returns when status and headers have arrived. Raises TimeoutError at
+        loop time `until`."""
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         """The failure of a stream that has no content within `seconds`: it may blame the provider or the model."""

@@ -68,7 +68,6 @@ class OpenAIReply:
 
     def start(self, target: Target) -> None:
         self._model = str(target)
-        self._id, self._created = secrets.token_hex(12), int(time.time())
 
     def events(self, batch: StreamBatch) -> bytes:
         deltas = batch.deltas
@@ -118,4 +117,6 @@ class OpenAIReply:
         return sse.event(write({**self._common_fields(self.chunk_object), "choices": choices, **more}))
 
     def _common_fields(self, kind: str) -> dict[str, Any]:
+        if not self._id:  # not in `start`: what is only relayed has an id
+            self._id, self._created = secrets.token_hex(12), int(time.time())
         return {"id": f"{self.id_prefix}-{self._id}", "object": kind, "created": self._created, "model": self._model}

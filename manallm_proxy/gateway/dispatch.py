@@ -57,7 +57,8 @@ class Dispatch:
 
     async def opened(self, beat: Callable[[], Awaitable[None]]) -> Attempt[relay.Opened]:
         """The first stream along the chain. Until then `beat` is called every ``early_heartbeat`` seconds."""
-        walking = self.walk.run(self.plan.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
+        ask = self.plan.in_turn(self._ask(relay.open_stream))
+        walking = self.plan.walk.run(ask, self.asked, relay.Opened.aclose)
         silence = self.generation.config.streaming.early_heartbeat
         if silence > 0 and not self.call.endpoint.is_opaque:  # only its provider knows the content type
             return await in_background(walking, silence, beat)

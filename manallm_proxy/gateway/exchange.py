@@ -46,7 +46,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import running_task
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
-from manallm_proxy.http_server.stream_writer import StreamTiming, StreamWriter
+from manallm_proxy.http_server.stream_writer import StreamWriter
 from manallm_proxy.openai.large import LARGE_BYTES, free_aside, offload
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
@@ -258,10 +258,9 @@ class Exchange:
 
     def stream_writer(self, reply: Reply, *, beats: bool = True) -> StreamWriter:
         if self._writer is None:
-            config = self.generation.config
             headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
             headers |= self.renderer.common_headers(self.request) | self.headers()
-            timing = StreamTiming(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
+            timing = self.renderer.serving.timing_of(self.generation.config)
             self._writer = StreamWriter(self.request, headers, timing, reply.heartbeat if beats else bytes)
         return self._writer
 

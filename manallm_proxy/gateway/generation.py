@@ -187,7 +187,8 @@ class Generation:
             if self.config.default is None:
                 raise UnknownModel("the request names no model and no default alias is configured", param="model")
             return aliases[self.config.default]
-        chain = aliases.get(model) or aliases.get(model.removesuffix(LATEST)) or self._named_before.get(model)
+        if (chain := aliases.get(model)) is None:
+            chain = aliases.get(model.removesuffix(LATEST)) or self._named_before.get(model)
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
@@ -267,8 +268,7 @@ class Generation:
         if chain is not self.config.aliases.get(chain.alias or ""):  # pinned, filled, or no alias at all
             return fingerprint(chain, self.config)
         assert chain.alias is not None
-        known = self._fingerprints.get(chain.alias)
-        if known is None:
+        if (known := self._fingerprints.get(chain.alias)) is None:
             known = self._fingerprints[chain.alias] = fingerprint(chain, self.config)
         return known
 

@@ -22,7 +22,7 @@ from manallm_proxy.http_server import web
 
 @define(eq=False)
 class Pipeline:
-    """``exchanges`` are in flight; ``idle`` is set while there are none.
+    """``exchanges`` are in flight.
 
     A request takes a place only once its body is complete, so that slow senders keep nobody out.
     """
@@ -30,14 +30,12 @@ class Pipeline:
     serving: Serving
     renderer: Renderer
     exchanges: set[Exchange] = field(factory=set)
-    idle: asyncio.Event = field(factory=asyncio.Event)
     placed: set[Exchange] = field(factory=set)
     """Exchanges that have a place."""
     _closed: list[Exchange] = field(factory=list, repr=False)
     """Those that are over but not yet reported."""
-
-    def __attrs_post_init__(self) -> None:
-        self.idle.set()
+    _last: asyncio.Future[None] | None = field(default=None, repr=False)
+    """Of `until_idle`."""
 
     def handler(self, door: Door) -> Handler:
         """The handler for POST requests to `door`."""
@@ -56,14 +54,11 @@ class Pipeline:
                 exchange.report()
                 return response
             self.exchanges.add(exchange)
-            self.idle.clear()
             generation.hold()
             try:
                 return await exchange.answer(shared)
             finally:
-                self.exchanges.discard(exchange)
-                if not self.exchanges:
-                    self.idle.set()
+                self.leave(exchange)
                 generation.release()
                 if exchange in self.placed:
                     self._give_back(exchange)
@@ -71,6 +66,18 @@ class Pipeline:
                 self._report(exchange)
 
         return handle
+
+    def leave(self, exchange: Exchange) -> None:
+        """`exchange` is no longer in flight."""
+        self.exchanges.discard(exchange)
+        if self._last is not None and not self.exchanges and not self._last.done():
+            self._last.set_result(None)
+
+    async def until_idle(self) -> None:
+        """Returns once nothing was in flight, for a moment at least. One at a time may wait for that."""
+        if self.exchanges:
+            self._last = asyncio.get_running_loop().create_future()
+            await self._last
 
     def _admit(self, exchange: Exchange) -> SharedLimits | None:
         """Raises the ProxyError that keeps the exchange out before its body is read.

@@ -3,9 +3,7 @@
 1. ``BaseConnector._get`` hands out a pooled connection even if an unsolicited response waits in it: aiohttp 3.14.5
    checks ``ResponseHandler.should_close`` when a connection returns to the pool (``_release``), not when it leaves,
    and takes those bytes for the response to the next request, which is another client's. `Connector` checks again.
-2. ``StreamReader.set_exception`` wakes a reader. Nothing else does after a broken chunk: the parser drops its
-   payload and ``sock_read`` is cancelled (client_proto.py: ResponseHandler.data_received).
-3. ``http_exceptions.HttpProcessingError`` is what the pure Python parser raises; it is not a ``ClientError``.
+2. ``http_exceptions.HttpProcessingError`` is what the pure Python parser raises; it is not a ``ClientError``.
 """
 
 from __future__ import annotations
@@ -31,18 +29,12 @@ class Connector(aiohttp.TCPConnector):
         return None
 
 
-def fail_reader(response: aiohttp.ClientResponse, error: Exception) -> None:
-    """Makes the pending or next read of `response`'s body raise `error`."""
-    response.content.set_exception(error)
-
-
 def check() -> None:
     """Raises ImportError if aiohttp lacks one of these names, or its parameters differ."""
     for owner, name, parameters in (
         (aiohttp.BaseConnector, "_get", ["self", "key", "traces"]),
         (aiohttp.BaseConnector, "_release", None),
         (ResponseHandler, "should_close", None),
-        (aiohttp.StreamReader, "set_exception", None),
     ):
         found = getattr(owner, name, None)
         if found is None or (parameters and list(inspect.signature(found).parameters) != parameters):

@@ -11,12 +11,11 @@ from typing import Any
 import aiohttp
 from attrs import field
 
-from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client import tls
-from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
+from manallm_proxy.http_client.aiohttp_internals import Connector
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
 from manallm_proxy.http_client.errors import ERRORS, malformed, transport_error, was_stale
@@ -118,7 +117,6 @@ class SessionResponse:
     _response: aiohttp.ClientResponse = field(repr=False)
     _inflater: Inflater | None = field(default=None, repr=False)
     """None for a body that is not compressed."""
-    silent_since: float | None = None
     _tail: asyncio.Task[None] | None = None
 
     @property
@@ -133,7 +131,11 @@ class SessionResponse:
     def content_type(self) -> str:
         return self._response.headers.get("Content-Type", "")
 
-    async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
+    async def read(
+        self, on_chunk: OnChunk | None = None, until: float | None = None, idle: float | None = None
+    ) -> bytes:
+        if idle is not None:
+            until = asyncio.get_running_loop().time() + idle
         if self._inflater is None:
             return await self._read(until)
         while True:
@@ -151,7 +153,6 @@ class SessionResponse:
                 return plain
 
     async def _read(self, until: float | None) -> bytes:
-        self.silent_since = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(until) as limit:
                 return await self._response.content.readany()
@@ -159,11 +160,6 @@ class SessionResponse:
             if limit.expired():
                 raise
             raise transport_error(error, self._name) or error from None
-        finally:
-            self.silent_since = None
-
-    def fail(self, error: ProviderError) -> None:
-        fail_reader(self._response, error)
 
     def release(self) -> None:
         if self._response.content.is_eof():

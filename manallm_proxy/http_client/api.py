@@ -16,7 +16,6 @@ from attrs import field
 from multidict import CIMultiDict
 
 from manallm_proxy import __version__
-from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
@@ -133,15 +132,13 @@ class Response(Protocol):
     def content_type(self) -> str:
         """The value of ``Content-Type``; empty if there is none."""
 
-    @property
-    def silent_since(self) -> float | None:
-        """Loop time since when a pending read has received nothing; None if no read is pending."""
+    async def read(
+        self, on_chunk: OnChunk | None = None, until: float | None = None, idle: float | None = None
+    ) -> bytes:
+        """The next chunk not consumed by `on_chunk`; ``b""`` at EOF.
 
-    async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
-        """The next chunk not consumed by `on_chunk`; ``b""`` at EOF. Raises TimeoutError at loop time `until`."""
-
-    def fail(self, error: ProviderError) -> None:
-        """Makes the pending or next read raise `error`."""
+        Raises TimeoutError at loop time `until`, or if nothing arrives for `idle` seconds; not both may be given.
+        """
 
     def release(self) -> None:
         """Drops the rest of the body. The connection can be reused if the body ends within TAIL_TIMEOUT."""

@@ -56,6 +56,7 @@ class Response:
     _owner: Owner = field(repr=False)
     status: int = 0
     silent_since: float | None = None
+    """Loop time since when a pending read has received nothing; None if no read is pending."""
     head_in: bool = False
     ended: bool = False
     lines: list[tuple[bytes, bytes]] = field(factory=list, repr=False)
@@ -73,6 +74,8 @@ class Response:
     _refused: bytes | None = field(default=None, repr=False)
     """The chunk that `on_chunk` did not consume. `read` returns it on its own."""
     _deadline: float | None = None
+    _idle: float | None = None
+    """Of the pending `read`."""
     _wanted: bool = True
     """False after `release` and `close`: the rest of the body is dropped."""
     _broken: bool = False
@@ -109,7 +112,9 @@ class Response:
             if self._inflater is None:
                 raise self._unreadable()
 
-    async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
+    async def read(
+        self, on_chunk: OnChunk | None = None, until: float | None = None, idle: float | None = None
+    ) -> bytes:
         while True:
             if self._refused is not None:
                 data, self._refused = self._refused, None
@@ -129,12 +134,14 @@ class Response:
                 return b""
             if self._owner.paused:
                 self._owner.resume()
-            await self._wait(on_chunk if self._inflater is None else None, until)
+            await self._wait(on_chunk if self._inflater is None else None, until, idle)
 
     def expire(self, now: float) -> float | None:
         """Fails the pending wait with TimeoutError if its deadline has passed, else returns that deadline."""
         if self._waiter is None or self._deadline is None or self._waiter.done():
             return None
+        if self._idle is not None and self.silent_since is not None:
+            self._deadline = self.silent_since + self._idle
         if self._deadline > now:
             return self._deadline
         self._waiter.set_exception(TimeoutError())
@@ -235,12 +242,13 @@ class Response:
         self._chunks = []
         self._size = 0
 
-    async def _wait(self, on_chunk: OnChunk | None, until: float | None) -> None:
+    async def _wait(self, on_chunk: OnChunk | None, until: float | None, idle: float | None = None) -> None:
         loop = self._owner.loop
         self._waiter = loop.create_future()
         self._on_chunk = on_chunk
-        self.silent_since = loop.time()
-        self._deadline = until
+        self.silent_since = now = loop.time()
+        self._deadline = until = until if idle is None else now + idle
+        self._idle = idle
         if until is not None:
             self._owner.watch(until)
         try:

@@ -12,7 +12,7 @@ from aiohttp.helpers import rfc822_formatted_time
 from manallm_proxy.contract.http_chunks import framed
 from manallm_proxy.contract.spliced import Part
 from manallm_proxy.http_server import web
-from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent
+from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent, version_of
 
 LAST_CHUNK = b"0\r\n\r\n"
 COPIED = 64 * 1024
@@ -28,7 +28,7 @@ class RawResponse(web.StreamResponse):
 
     def __init__(self, request: web.BaseRequest, headers: dict[str, str], length: int | None) -> None:
         # StreamResponse's own __init__ is left out: it makes headers that nobody would send
-        old = request.version == HttpVersion10
+        old = version_of(request) == HttpVersion10
         self.chunked_body = length is None and not old
         keep = request.keep_alive and "Connection" not in headers and (length is not None or not old)
         lines = headers

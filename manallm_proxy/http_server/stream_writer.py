@@ -1,7 +1,7 @@
 """The client's end of a stream: status, headers and the first event are sent together, then event by event.
 
 A client that stops reading is cut off. In a long silence a heartbeat is sent, between events only. One timer serves
-both, however many events there are.
+both, however many events there are; until it is due for the first time, it is one for all streams.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from attrs import field
 from manallm_proxy.contract.http_chunks import framed
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_server import web
+from manallm_proxy.http_server.deadlines import Deadlines
 from manallm_proxy.http_server.raw_response import RawResponse
 
 NEVER: Final = 10.0 * 365 * 24 * 3600
@@ -28,16 +29,25 @@ PART_BYTES: Final = 256 * 1024
 """More than this is written in parts, as the client reads: copying 30 MB to a buffer would block the event loop."""
 
 
-@define  # not frozen: there is one for each request
+@define(eq=False)
 class StreamTiming:
     """Seconds between heartbeats on a silent stream (0: none), and until a client that does not read is cut off.
 
-    ``write_rate``: bytes per second that it must read while data waits for it.
+    ``write_rate``: bytes per second that it must read while data waits for it. Must be made in a running event loop;
+    all streams of one configuration share one.
     """
 
     heartbeat: float
     write_timeout: float
     write_rate: float
+    interval: float = field(init=False)
+    """Seconds between two checks of a stream."""
+    first_checks: Deadlines[StreamWriter] = field(init=False, repr=False)
+    """Nearly all streams end before theirs."""
+
+    def __attrs_post_init__(self) -> None:
+        self.interval = min(self.heartbeat or NEVER, self.write_timeout)
+        self.first_checks = Deadlines(lambda: self.interval, StreamWriter.check)
 
 
 @define
@@ -95,6 +105,7 @@ class StreamWriter:
     """The rest of an event that is being written in parts; nothing else may be written before it."""
     _timer: asyncio.TimerHandle | None = None
     _heartbeat_task: asyncio.Task[None] | None = None
+    _closed: bool = False
 
     @property
     def response(self) -> RawResponse | None:
@@ -155,6 +166,8 @@ class StreamWriter:
     def close(self) -> None:
         """Stops the timer, and drops the heartbeat function, which may hold much memory. Harmless when repeated."""
         self.stop_heartbeats()
+        self._closed = True
+        self.timing.first_checks.end(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._heartbeat_task is not None:
@@ -165,7 +178,7 @@ class StreamWriter:
         self._response = RawResponse(self.request, self.headers, None)
         self._is_chunked = self._response.chunked_body
         self._last_write = self._loop.time()
-        self._timer = self._loop.call_later(self._interval, self._check)
+        self.timing.first_checks.begin(self)
         return self._response
 
     async def _put(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
@@ -208,16 +221,12 @@ class StreamWriter:
         self.first_at = now if self.first_at is None else self.first_at
         self.bytes_sent += len(data)
 
-    @property
-    def _interval(self) -> float:
-        return min(self.timing.heartbeat or NEVER, self.timing.write_timeout)
-
-    def _check(self) -> None:
+    def check(self) -> None:
         """Cuts off a client that does not read; sends a heartbeat in a silence; reschedules itself."""
         loop = self._loop
         now = loop.time()
         transport = self.request.transport
-        if transport is None:
+        if transport is None or self._closed:
             return
         due = NEVER
         if self._writing is not None:
@@ -231,7 +240,7 @@ class StreamWriter:
                 self._heartbeat_task = loop.create_task(self._send_heartbeat())
                 self._last_write = now
             due = max(self._last_write + self.timing.heartbeat - now, self.timing.heartbeat / 4)
-        self._timer = loop.call_later(min(due, self._interval), self._check)
+        self._timer = loop.call_later(min(due, self.timing.interval), self.check)
 
     async def _send_heartbeat(self) -> None:
         """Runs one loop iteration after it was due: the answer may have ended, or another write be pending."""

@@ -210,7 +210,8 @@ class Logs:
             self._busy = True
             try:
                 if self._put(lines):
-                    self._report_lost()
+                    if self.dropped > self._reported:
+                        self._report_lost()
                 else:
                     self.dropped += number
                     self._retry_later()
@@ -218,10 +219,9 @@ class Logs:
                 self._busy = False
 
     def _report_lost(self) -> None:
-        if self.dropped > self._reported:
-            fields = {"lines": self.dropped - self._reported}
-            if self._put(self._line("warning", "log lines were lost", fields)):
-                self._reported = self.dropped
+        fields = {"lines": self.dropped - self._reported}
+        if self._put(self._line("warning", "log lines were lost", fields)):
+            self._reported = self.dropped
 
     def _retry_later(self) -> None:
         """Reports the loss even if no event follows. Only possible in a thread with a running event loop."""

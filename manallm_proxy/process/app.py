@@ -324,7 +324,7 @@ class App:
         ends = loop.time() + seconds
         hurry = asyncio.ensure_future(self._hurry.wait())
         while self.gateway.pipeline.exchanges and not hurry.done() and (left := ends - loop.time()) > 0:
-            waiting = asyncio.ensure_future(self.gateway.pipeline.idle.wait())
+            waiting = asyncio.ensure_future(self.gateway.pipeline.until_idle())
             await asyncio.wait((waiting, hurry), timeout=left, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         hurry.cancel()

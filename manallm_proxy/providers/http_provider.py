@@ -114,9 +114,9 @@ class HttpProvider:
             refuse_too_much(body, self.limits)
         return checked_answer(self.wire.answer(call, entry, body, content_type), self.limits)
 
-    async def stream(self, call: Call, entry: Entry) -> HttpStream:
-        """The caller limits the time to the first event with content, since only it knows which event commits."""
-        response = await self._post(call, entry, None)
+    async def stream(self, call: Call, entry: Entry, until: float | None = None) -> HttpStream:
+        """See `provider.Provider`."""
+        response = await self._post(call, entry, until)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
         return HttpStream(self, response, translator, call, getattr(translator, "relayed", None))
 
@@ -230,7 +230,7 @@ class HttpProvider:
 
 @define
 class HttpStream:
-    """One streamed answer over HTTP. One timer guards it, however many chunks it has."""
+    """One streamed answer over HTTP."""
 
     _provider: HttpProvider
     _response: Response
@@ -238,12 +238,12 @@ class HttpStream:
     _call: Call
     _relayed: Callable[[bytes], bytes] | None
     """See `wire.Relays`."""
-    _idle: float = 0.0
-    _guard: asyncio.TimerHandle | None = None
+    _idle: float | None = None
+    """Max seconds of silence; None before the commit."""
     _piece: StreamBatch | None = None
     """A batch that was translated, but not consumed yet."""
-    _pieces: Pieces = field(factory=Pieces)
-    """Data that was read, but not translated yet."""
+    _pieces: Pieces | None = None
+    """Data that was read, but not translated yet, once there was too much of it for one piece."""
     _sink: TryWrite | None = None
     """The latest `try_write`."""
     _held: int = 0
@@ -255,20 +255,24 @@ class HttpStream:
     def usage(self) -> Usage | None:
         return self._translator.usage
 
-    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+    async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
         """See `provider.Stream`."""
         if self._pieces:
             return await self._translate(await self._pieces.next())
-        if try_write is None:
-            data = await self._response.read()
-        else:
-            self._sink = try_write
-            data = await self._response.read(self._try_write)
-            batch, self._piece = self._piece, None
-            if batch is not None:
-                return batch
+        self._sink = try_write
+        try:
+            data = await self._response.read(self._try_write if try_write is not None else None, until, self._idle)
+        except TimeoutError:
+            if self._idle is None:
+                raise
+            raise ReadTimeout(f"{self._provider.address.name}: fell silent for {self._idle:g} s") from None
+        batch, self._piece = self._piece, None
+        if batch is not None:
+            return batch
         if fits(data):
             return await self._translate(data)
+        if self._pieces is None:
+            self._pieces = Pieces()
         self._pieces.add(data)
         return await self._translate(await self._pieces.next())
 
@@ -309,30 +313,18 @@ class HttpStream:
 
     def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
         """`batch` with `error` redacted; before the commit it may become retryable, afterwards the client gets it."""
-        error = self._provider.with_listed_status(error) if self._guard is None else error
+        error = self._provider.with_listed_status(error) if self._idle is None else error
         return evolve(batch, error=self._provider.redacted(error, self._call))
 
     def commit(self, idle: float) -> None:
-        """Arms the idle timer. Only time spent waiting for the provider counts, not for the client."""
+        """See `provider.Stream`. Only time spent waiting for the provider counts, not for the client."""
         self._idle = idle
-        self._guard = asyncio.get_running_loop().call_later(idle, self._check_idle)
-
-    def _check_idle(self) -> None:
-        loop = asyncio.get_running_loop()
-        since = self._response.silent_since
-        silent = loop.time() - since if since is not None else 0.0
-        if silent < self._idle:
-            self._guard = loop.call_later(self._idle - silent, self._check_idle)
-        else:
-            self._response.fail(ReadTimeout(f"{self._provider.address.name}: fell silent for {self._idle:g} s"))
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._sink = None  # it refers back to this stream
-        if self._guard is not None:
-            self._guard.cancel()
         if self._complete:
             self._response.release()
         else:

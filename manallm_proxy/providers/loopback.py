@@ -43,7 +43,7 @@ class LoopbackProvider:
             return Answer(usage=usage, vectors=_vectors(call), dimensions=DIMENSIONS)
         return Answer(usage=usage, choices=(Delta(content="".join(_text(call)), finish="stop"),))
 
-    async def stream(self, call: Call, entry: Entry) -> LoopbackStream:
+    async def stream(self, call: Call, entry: Entry, until: float | None = None) -> LoopbackStream:
         return LoopbackStream(_usage(call), list(_text(call)))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
@@ -70,7 +70,7 @@ class LoopbackStream:
     usage: Usage
     _left: list[str]
 
-    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+    async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
         if self._left:
             return StreamBatch(deltas=(Delta(content=self._left.pop(0)),), has_content=True)
         return StreamBatch(deltas=(Delta(finish="stop"),), has_content=True, done=True)

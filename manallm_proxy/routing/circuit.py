@@ -136,7 +136,9 @@ class Circuit:
     @property
     def is_blank(self) -> bool:
         """Whether it equals a new circuit: no failures, not open, not cooling."""
-        return not self.failures and self.open_until is None and self.cooling_until is None
+        if self.open_until is not None or self.cooling_until is not None:
+            return False
+        return self.reach_failures == self.service_failures == 0
 
     @property
     def lacks_model(self) -> bool:
@@ -201,7 +203,8 @@ class Circuit:
     def close(self, now: float) -> None:
         """A served request clears everything but the cooling, which ends by time."""
         self.reach_failures = self.service_failures = 0
-        self._let_pass()
+        if self.open_until is not None or self.witnessed:
+            self._let_pass()
         self.last_check = now
 
     def half_close(self, policy: Policy) -> None:

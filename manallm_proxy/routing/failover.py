@@ -114,7 +114,7 @@ class Walk:
         """
         clock, last = self.registry.clock, self.chain.entries[-1]
         until = clock() + self.chain.timeout if self.chain.timeout else None
-        for entry in self.chain:
+        for entry in self.chain.entries:
             if self._hedged and self._is_hedged(entry):
                 continue
             if until is not None and clock() >= until:

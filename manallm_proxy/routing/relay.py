@@ -29,6 +29,8 @@ OPTIONAL: Final = frozenset({"thinking"})
 """Capabilities that a request can do without: the fields that ask for them are left out if the target lacks them."""
 _BYTES_A_TOKEN: Final = 3
 """A low estimate, so that prompts are over- rather than underestimated."""
+_EARLY: Final = 0.002
+"""Seconds by which a timer may fire too early: an event loop's clock counts milliseconds."""
 COMPLETE: Final = "completion"
 """Lists with this capability (Ollama's) are complete: what they do not name, the model lacks."""
 
@@ -45,7 +47,7 @@ class Opened:
     @property
     def content_type(self) -> str:
         """See `StreamBatch.content_type`; empty: the door's own."""
-        return next((batch.content_type for batch in self.held if batch.content_type), "")
+        return self.held[0].content_type
 
     async def aclose(self) -> None:
         """Stops the provider's work on the answer."""
@@ -132,24 +134,27 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
     stream: Stream | None = None
     held: list[StreamBatch] = []
     size = 0
+    loop = asyncio.get_running_loop()
+    until = loop.time() + entry.timeouts.first_byte  # not `asyncio.timeout`, which is a timer for each stream
     try:
-        async with asyncio.timeout(entry.timeouts.first_byte) as limit:
-            call = for_target(catalog, call, entry)
-            stream = await provider.stream(call, entry)
-            while True:
-                batch = await stream.next()
-                held.append(batch)
-                size += len(batch.frames) + len(batch.deltas)
-                has_content = batch.has_content and not (call.waits_for_words and _is_bare_end(batch))
-                if batch.error is not None and not has_content:
-                    raise batch.error
-                if batch.done and not has_content and call.waits_for_words:
-                    raise EmptyAnswer(f"{entry.target} ended without a word")
-                if has_content or batch.done or size > HOLD_LIMIT:
-                    opened, stream = Opened(stream, tuple(held)), None
-                    return opened
+        call = for_target(catalog, call, entry)
+        stream = await provider.stream(call, entry, until)
+        while True:
+            batch = await stream.next(until=until)
+            held.append(batch)
+            size += len(batch.frames) + len(batch.deltas)
+            has_content = batch.has_content and not (call.waits_for_words and _is_bare_end(batch))
+            if batch.error is not None and not has_content:
+                raise batch.error
+            if batch.done and not has_content and call.waits_for_words:
+                raise EmptyAnswer(f"{entry.target} ended without a word")
+            if has_content or batch.done or size > HOLD_LIMIT:
+                opened, stream = Opened(stream, tuple(held)), None
+                return opened
+            if loop.time() >= until:  # it never fell silent, but said nothing
+                raise TimeoutError
     except TimeoutError:
-        if not limit.expired():
+        if loop.time() < until - _EARLY:
             raise
         raise provider.first_byte_error(entry.timeouts.first_byte) from None
     except ProxyError as error:
@@ -187,7 +192,7 @@ class Relay:
         try:
             for batch in self.attempt.value.held:
                 await sink.send(batch)
-            stream.commit(entry.timeouts.idle)  # after the first byte is out, since arming a timer takes time
+            stream.commit(entry.timeouts.idle)
             while not batch.done and batch.error is None:
                 batch = await stream.next(sink.try_write)
                 await sink.send(batch)

@@ -261,19 +261,17 @@ async def test_a_drain_is_not_over_while_something_is_in_hand(tmp_path: Path) ->
     """Idle for a moment and busy again before the drain looks: what came meanwhile is not interrupted."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         web = p.app.gateway.pipeline
-        one_more = cast(Exchange, object())
-        web.exchanges.add(one_more)
-        web.idle.clear()
+        first, second = cast(Exchange, object()), cast(Exchange, object())
+        web.exchanges.add(first)
         waiting = asyncio.ensure_future(p.app._until_idle(10))
         for _ in range(10):
             await asyncio.sleep(0)
-        web.idle.set()
-        web.idle.clear()
+        web.leave(first)
+        web.exchanges.add(second)
         for _ in range(10):
             await asyncio.sleep(0)
         assert not waiting.done()
-        web.exchanges.discard(one_more)
-        web.idle.set()
+        web.leave(second)
         await asyncio.wait_for(waiting, 1)
 
 

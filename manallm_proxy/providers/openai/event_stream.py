@@ -110,9 +110,11 @@ class EventStream:
 
     def _note(self, rows: Sequence[dict[str, Any]]) -> None:
         """Notes which choices have ended. Raises BadResponse for too many choices."""
-        refuse_many_items(len(rows), self._limits)
-        self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        refuse_many_items(len(self._finished), self._limits)
+        finished = self._finished
+        for row in rows:
+            if row.get("finish_reason"):
+                finished.add(chunks.index_of(row))
+        refuse_many_items(max(len(rows), len(finished)), self._limits)
 
     def _end(self) -> None:
         """At ``[DONE]``. Raises BadResponse if the answer is incomplete."""

@@ -102,36 +102,39 @@ class EventRelay(EventStream):
 
     def _learn(self, event: bytes, rest: bytes) -> StreamBatch:
         self._tries_left -= 1
-        batch = self._feed(event)
+        frames = self._with_front(event)
+        batch = StreamBatch(frames) if frames else self._feed(event)
         if splice := self._plain.learn_relayed(event, batch.frames):
             self._splice, self._fronts = splice, (self._old_front, self._new_front)
             self._around = (*self._plain.unquoted(), splice.front[:-1], splice.tail[1:])
         return batch.followed_by(self.feed(rest)) if rest and not batch.error else batch
 
     def _feed(self, data: bytes) -> StreamBatch:
-        if self._is_plain(data):
-            return StreamBatch(self._new_front + data[len(self._old_front) :])
-        batches: list[StreamBatch] = []
-        while not self._has_content or not self._old_front or not self._is_between:  # one event at a time
-            end = data.find(_BLANK) + len(_BLANK)
+        if self._has_content and self._is_between:
+            frames = self._with_front(data)
+            if frames and self._is_one_without_end(data):
+                return StreamBatch(frames)
+        before: StreamBatch | None = None
+        while not self._has_content or not self._old_front or not self._is_between:
+            # two events at a time: the first of most streams has a role and no content
+            end = data.find(_BLANK, data.find(_BLANK) + len(_BLANK)) + len(_BLANK)
             end = end if end >= len(_BLANK) else len(data)
-            batches.append(super().feed(data[:end]))
+            batch = super().feed(data[:end])
+            before = batch if before is None else before.followed_by(batch)
             data = data[end:]
-            if not data or batches[-1].done or batches[-1].error:
-                return _joined(batches)
+            if not data or batch.done or batch.error:
+                return before
         events, end = self._plain_events(data)
-        return _joined([*batches, StreamBatch(events), super().feed(data[end:])])
+        rest = super().feed(data[end:])
+        if events:
+            rest = StreamBatch(events).followed_by(rest)
+        return rest if before is None else before.followed_by(rest)
 
-    def _is_plain(self, data: bytes) -> bool:
-        """Whether `data` is one whole event with only content: the case of nearly every read."""
-        return (
-            self._has_content
-            and bool(self._old_front)
-            and data.startswith(self._old_front)
-            and b'"usage"' not in data
-            and self._is_between
-            and self._is_one_without_end(data)
-        )
+    def _with_front(self, data: bytes) -> bytes:
+        """`data`, one event, with our model's name, if it has only content unless it ends the answer; else empty."""
+        if not self._old_front or not data.startswith(self._old_front) or b'"usage"' in data:
+            return b""
+        return self._new_front + data[len(self._old_front) :]
 
     def _is_one_without_end(self, data: bytes) -> bool:
         """Whether `data` is one whole event without a finish reason, error or usage."""
@@ -235,15 +238,6 @@ class EventRelay(EventStream):
         self._old_front = _DATA + data[: span[1]]
         self._new_front = _DATA + data[: span[0]] + self._model
         return data[: span[0]] + self._model + data[span[1] :]
-
-
-def _joined(batches: list[StreamBatch]) -> StreamBatch:
-    """Merges batches of relayed events; the last one has the end of the stream."""
-    if len(batches) == 1:
-        return batches[0]
-    frames, last = b"".join([batch.frames for batch in batches]), batches[-1]
-    has_content = any(batch.has_content for batch in batches)
-    return StreamBatch(frames, has_content=has_content, done=last.done, error=last.error)
 
 
 @define
