@@ -117,7 +117,7 @@ def test_no_comparison_touches_the_key() -> None:
     """What is looked up is SHA-256 of what was presented; in the configuration it may be written in either case."""
     assert digest_of(KEY) == hashlib.sha256(KEY.encode()).hexdigest()
     ring = Keyring.build([ClientKey("a", digest_of(KEY).upper())])
-    assert set(ring._callers) == {digest_of(KEY)}
+    assert set(ring.callers) == {digest_of(KEY)}
     assert ring.caller(KEY).key.name == "a"
 
 

@@ -310,7 +310,7 @@ class Config:
 
     def price_of(self, target: Target) -> Price | None:
         """The price of `target`; None: unknown."""
-        if (given := self.prices.get(target)) is not None:
+        if self.prices and (given := self.prices.get(target)) is not None:
             return given
         provider = self.providers[target.provider]
         if provider.kind == "loopback":

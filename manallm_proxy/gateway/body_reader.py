@@ -77,9 +77,10 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMedia("send the body without Content-Encoding")
-    if (request.content_length or 0) > limits.body:
+    length = request.content_length or 0
+    if length > limits.body:
         raise _too_large(limits.body)
-    if (request.content_length or 0) > LARGE_BYTES:
+    if length > LARGE_BYTES:
         expect_large()
     ask_for_body(request)
     try:

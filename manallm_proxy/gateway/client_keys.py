@@ -197,7 +197,7 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 class Keyring:
     """All callers of one generation, by digest. Empty: no key is required."""
 
-    _callers: Mapping[str, Caller] = field(factory=dict, repr=False)
+    callers: Mapping[str, Caller] = field(factory=dict, repr=False)
     _changes: list[tuple[Caller, ClientKey, re.Pattern[str]]] = field(factory=list, repr=False)
     """Callers shared with the previous ring whose entry has changed, with what `adopt` will apply."""
 
@@ -208,7 +208,7 @@ class Keyring:
         changes: list[tuple[Caller, ClientKey, re.Pattern[str]]] = []
         for key in keys:
             digest = key.sha256.lower()
-            caller = before._callers.get(digest) if before is not None else None
+            caller = before.callers.get(digest) if before is not None else None
             if caller is None:
                 caller = Caller(key)
             elif caller.key != key:
@@ -223,18 +223,18 @@ class Keyring:
         self._changes.clear()
 
     def __bool__(self) -> bool:
-        return bool(self._callers)
+        return bool(self.callers)
 
     def __iter__(self) -> Iterator[Caller]:
-        return iter(self._callers.values())
+        return iter(self.callers.values())
 
     def __contains__(self, caller: Caller) -> bool:
         """False for a caller whose key has been revoked."""
-        return self._callers.get(caller.key.sha256.lower()) is caller
+        return self.callers.get(caller.key.sha256.lower()) is caller
 
     def caller(self, key: str) -> Caller:
         """The holder of `key`. Raises InvalidKey if there is none."""
-        caller = self._callers.get(digest_of(key))
+        caller = self.callers.get(digest_of(key))
         if caller is None:
             raise InvalidKey("this API key is not known here; check it, or ask whoever runs this proxy for a new one")
         return caller

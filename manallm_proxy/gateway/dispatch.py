@@ -46,7 +46,7 @@ class Dispatch:
 
     async def complete(self) -> tuple[Answer, Entry]:
         """The first whole answer along the chain, and the entry that gave it."""
-        attempt = await self.walk.run(self.plan.in_turn(self._ask(relay.complete)), self.asked)
+        attempt = await self.plan.walk.run(self.plan.in_turn(self._ask(relay.complete)), self.asked)
         attempt.served()  # ends the attempt: a whole answer has nothing to close
         answer = attempt.value
         if answer.usage is not None:
@@ -67,7 +67,8 @@ class Dispatch:
     @property
     def asked(self) -> str:
         """Safe name for the 503 message: an alias or target of ours, never client text."""
-        return self.walk.chain.alias or str(self.walk.chain.entries[0].target)
+        chain = self.plan.walk.chain
+        return chain.alias or str(chain.entries[0].target)
 
     def _ask(
         self, attempt: Callable[[Provider, Catalog, Call, Entry], Awaitable[T]]
@@ -75,15 +76,15 @@ class Dispatch:
         catalog = self.generation.catalog
 
         def ask(entry: Entry) -> Awaitable[T]:
-            provider, call = self._attempt(entry, self._call_at(entry))
+            provider, call = self._attempt(entry, self._call_at(entry) if differs else self.call)
             return attempt(provider, catalog, call, entry)
 
         async def ask_aside(entry: Entry) -> T:
             provider, call = self._attempt(entry, await offload(True, self._call_at, entry))
             return await attempt(provider, catalog, call, entry)
 
-        call = self.call
-        return ask_aside if call.is_large and (call.native is not None or call.own is not None) else ask
+        differs = self.call.native is not None or self.call.own is not None
+        return ask_aside if self.call.is_large and differs else ask
 
     def _call_at(self, entry: Entry) -> Call:
         """The call as the entry's provider gets it."""
@@ -96,7 +97,7 @@ class Dispatch:
         self.notes = call.notes
         if self.trace is not None:
             call = evolve(call, trace=headers_for(self.trace, entry.target))
-        if self.walk.log and self.for_operator and isinstance(provider, LoopbackProvider):
+        if self.plan.walk.log and self.for_operator and isinstance(provider, LoopbackProvider):
             call.advice = advice(self.generation, self.walk.chain, self.walk.log)
         return provider, call
 

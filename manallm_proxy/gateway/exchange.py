@@ -199,7 +199,8 @@ class Exchange:
 
     async def ask(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse:
         """The response made of the first target's answer."""
-        await dispatch.plan.reserve()
+        if dispatch.plan.expense is not None:
+            await dispatch.plan.reserve()
         if dispatch.call.summary.stream:
             return await self._stream(dispatch, reply)
         answer, self.resolved = await dispatch.complete()

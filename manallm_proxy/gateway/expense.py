@@ -271,7 +271,7 @@ class Expense:
 
 def expense_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Expense | None:
     """The expense of one request; None if no budget applies, or no model is asked."""
-    accounts = accounts_of(caller, chain)
+    accounts = accounts_of(caller, chain) if caller is not None or chain.budget is not None else ()
     limited = caller if caller is not None and caller.key.tokens_per_minute is not None else None
     asks_nobody = call.answer is not None or call.endpoint is Endpoint.COUNT_TOKENS
     if asks_nobody or (limited is None and not accounts):

@@ -175,7 +175,7 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request comes through here. Raises nothing but CancelledError and ConnectionResetError."""
         match = self.table.exact(request.rel_url.raw_path) or self.table.find(request.path)
-        refused = self._browser_error(request) if self.generation.is_open_on_loopback else None
+        refused = self._browser_error(request) if self.serving.generation.is_open_on_loopback else None
         if refused is not None:
             return self._refuse(request, refused, match)
         if match is None:

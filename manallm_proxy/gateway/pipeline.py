@@ -85,7 +85,7 @@ class Pipeline:
         Returns the shared counter of the key's requests, if this process does not count them alone.
         """
         request, generation = exchange.request, exchange.generation
-        if generation.keyring:
+        if generation.keyring.callers:
             exchange.caller = generation.keyring.caller(key_of(request))
         elif "Origin" in request.headers and self.renderer.allowed_origin(request) is None:
             raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")

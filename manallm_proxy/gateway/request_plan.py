@@ -75,7 +75,8 @@ def plan_request(generation: Generation, call: Call, caller: Caller | None, chai
     if chain.has_tiers:
         asked = Asked(generation.registry.in_flight, partial(_conversation, call, caller), call.summary.stream)
         chain = generation.tiers.arranged(chain, asked, generation.registry.clock())
-    if (ordered := generation.local.boxes.slow_last(chain)) is not chain:
+    ordered, boxes = chain, generation.local.boxes
+    if boxes.boxes and (ordered := boxes.slow_last(chain)) is not chain:
         call.remarks.append("degraded_cpu: tried last")
     gates = generation.local.gates(call, ordered)
     expense = expense_of(generation, call, caller, ordered)

@@ -157,7 +157,8 @@ class Connection(asyncio.Protocol):
             self._drain_timer = None
         assert self._transport is not None
         if self._reusable and self.open and self._unsent is None and not self._transport.get_write_buffer_size():
-            self.resume()
+            if self.paused:
+                self.resume()
             self._keeper.keep(self)
         else:
             self.abort()

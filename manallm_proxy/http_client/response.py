@@ -209,8 +209,9 @@ class Response:
 
     def _settle(self) -> None:
         """Wakes the reader; where none waits, does not let too much come in."""
-        if self._waiter is not None and not self._waiter.done():
-            self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
         elif self._size > READ_HIGH_WATER and not self.ended:
             self._owner.pause()
 

@@ -138,8 +138,10 @@ class Metrics:
                 series = self._served.get(kind_of(event)) if event.outcome == "ok" else None
                 if series is not None and _is_plain(event):
                     series.count(event)
-                    self._rate(event, series.pair)
-                    self._money(event, series.pair)
+                    if event.streaming:
+                        self._rate(event, series.pair)
+                    if event.cost or event.avoided:
+                        self._money(event, series.pair)
                 else:
                     self._request(event)
             case AttemptFailed():

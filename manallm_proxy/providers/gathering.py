@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from manallm_proxy.http_client.api import Response
 from manallm_proxy.openai.joined import Growing
 from manallm_proxy.openai.large import LARGE_BYTES, expect_large
@@ -19,9 +17,9 @@ async def gather(
 
     Returns False if it is longer than `most` bytes. Raises TimeoutError.
     """
-    size = 0
+    size, silence = 0, None
     try:
-        while part := await response.read(None, until):
+        while part := await response.read(None, until, silence):
             parts.append(part)
             size += len(part)
             if size > LARGE_BYTES:
@@ -31,7 +29,7 @@ async def gather(
                 response.close()
                 return False
             if idle is not None:
-                until = asyncio.get_running_loop().time() + idle
+                until, silence = None, idle
     except BaseException:
         response.close()
         raise

@@ -296,7 +296,8 @@ class HttpStream:
 
     async def _translate(self, data: bytes) -> StreamBatch:
         """In a thread where it may end a large event."""
-        if self._translator.held <= _EVENT_BYTES or (data and self._translator.is_open(data)):
+        translator = self._translator
+        if self._held <= _EVENT_BYTES or translator.held <= _EVENT_BYTES or (data and translator.is_open(data)):
             return self._translated(data)
         return evolve(await offload(True, self._translated, data), is_large=True)
 

@@ -252,7 +252,9 @@ class Walk:
         return self.registry.refusal(entry.target) or self._refusal(entry, is_last)
 
     def _refusal(self, entry: Entry, is_last: bool) -> Skip | None:
-        return Skip(NO_MODEL, detail=entry.unfilled) if entry.target.is_open else self.gate(entry, is_last)
+        if self.chain.is_open and entry.target.is_open:
+            return Skip(NO_MODEL, detail=entry.unfilled)
+        return self.gate(entry, is_last)
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target

@@ -142,7 +142,7 @@ class Health:
             return refusal
         self.in_flight += 1
         target = self.targets.get(model)
-        if target is None and not self.provider.is_open:
+        if target is None and self.provider.open_until is None:
             return Permit(self, model, ())
         return Permit(self, model, tuple([c for c in (self.provider, target) if c is not None and c.take_trial()]))
 
