@@ -35,6 +35,8 @@ _ODD_BLANK: Final = re.compile("[\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u20
 """Characters that look like a blank but are none to YAML, from text copied from web pages."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
+_KEY_LIKE: Final = re.compile(r"(sk-|gsk_|pk-|xai-|hf_|r8_|tgp_|AIza)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{12,}")
+
 Report = Callable[[str], None]
 
 
@@ -248,8 +250,11 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
 
 
 def shown(key: object) -> str:
-    """A key for a message, cut at the first character that keys never contain (``api_key:sk-...`` lacks a blank)."""
+    """A key for a message, cut at the first character that keys never contain (``api_key:sk-...`` lacks a blank), and
+    where it looks like a provider's or a client's key itself."""
     text = str(key)
+    if (secret := _KEY_LIKE.match(text)) is not None:
+        return f"{secret[1]}..."
     plain = re.match(r"[A-Za-z0-9_./@-]{0,64}", text)
     return text if plain is not None and plain[0] == text != "" else f"{plain[0] if plain else ''}..."
 
