@@ -646,6 +646,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("chat", {"messages": HI, "options": {"stop": [1]}}, "'options.stop[0]'"),
     ("generate", {"prompt": ["x"]}, "'prompt'"),
     ("generate", {"prompt": "x", "context": [1, 2]}, "'context'"),
+    ("generate", {"prompt": "a cat", "width": 64, "height": 64}, "'width'"),
+    ("generate", {"prompt": "a cat", "steps": 4}, "'steps'"),
     ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
     ("generate", {"prompt": "x", "raw": True, "system": "s"}, "'system'"),
     ("generate", {"prompt": "x", "raw": True, "images": [PNG]}, "'images'"),

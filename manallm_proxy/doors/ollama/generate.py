@@ -79,5 +79,8 @@ def _refuse_unsupported(asked: Fields) -> None:
     """Raises InvalidRequest for fields that change the answer, but that only Ollama itself supports."""
     if optional(asked, "template", str):
         raise InvalidRequest("a model's template cannot be changed through this proxy: leave it out", param="template")
+    for key in ("width", "height", "steps"):
+        if optional(asked, key, int):
+            raise InvalidRequest(f"'{key}' is of a generated image: ask for one at /v1/images/generations", param=key)
     if optional(asked, "context", list):
         raise InvalidRequest("'context' is not kept here: send the conversation to /api/chat", param="context")
