@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,15 @@ from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.openai.assistant_message import without_image_links
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.gemini.wire import GeminiWire
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Wire
+from tests import anthropic_stream
 from tests.cases import every
+from tests.proxy import everything, openai, proxy, settings
+from tests.upstreams import DONE, Connection, Seen, completion, each, upstream
 
 HI = {"role": "user", "content": "hi"}
 AGAIN = {"role": "user", "content": "again"}
@@ -246,3 +251,51 @@ def test_a_result_that_is_none_is_named(content: Any) -> None:
     with pytest.raises(ProxyError) as caught:
         gemini(**calling(content))
     assert caught.value.param is not None and caught.value.param.startswith("messages[2].content")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/chat"])
+async def test_an_image_that_is_a_link_in_a_text_comes_back_as_an_image(
+    tmp_path: Path, path: str, stream: bool
+) -> None:
+    """Its base64 would be read as half a million tokens a megabyte."""
+
+    async def paints(connection: Connection, seen: Seen) -> None:
+        message = {"role": "assistant", "content": "Here: ", "images": [IMAGE, IMAGE]}
+        if not seen.json["stream"]:
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            await connection.reply({**completion(), "choices": [choice]})
+            return
+        await connection.head()
+        row = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        choice = {"index": 0, "delta": message, "finish_reason": "stop"}
+        await connection.chunk(b"data: " + json.dumps({**row, "choices": [choice]}).encode() + b"\n\n" + DONE)
+        await connection.end()
+
+    async with upstream(each(paints)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        asked = {"model": "p/m", "max_tokens": 9, "messages": [HI], "stream": stream}
+        async with p.client.post(p.url + path, json=asked) as response:
+            raw = await everything(response)
+        if path == "/api/chat":
+            said = "".join(json.loads(line)["message"]["content"] for line in raw.splitlines())
+        else:
+            [block] = (anthropic_stream.message(raw) if stream else json.loads(raw))["content"]
+            said = block["text"]
+        assert said == f"Here: ![image]({URI})![image]({URI})"
+        await p.post(path, {**asked, "stream": False, "messages": [HI, {"role": "assistant", "content": said}, AGAIN]})
+        assert up.posts[-1].json["messages"][1] == {"role": "assistant", "content": "Here: ", "images": [IMAGE, IMAGE]}
+
+
+@every(
+    [
+        ("x", "x", []),
+        (f"a![image]({URI})b", "ab", [URI]),
+        ("![image](https://x/y.png)", "![image](https://x/y.png)", []),
+        (f"![image](data:image/svg+xml,<svg>) ![image]({URI})", "![image](data:image/svg+xml,<svg>) ", [URI]),
+        (f"![image]({URI}", f"![image]({URI}", []),
+        (f"![cat]({URI})", f"![cat]({URI})", []),
+    ]
+)
+def test_links_to_images_in_a_text(text: str, kept: str, urls: list[str]) -> None:
+    """Only those that a door has made of an image's own data."""
+    assert without_image_links(text) == (kept, urls)

@@ -27,6 +27,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.doors.carried import EXTRA, KEYS
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking
+from manallm_proxy.openai.assistant_message import image_link
 from manallm_proxy.openai.call_arguments import begins_another
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
 from manallm_proxy.openai.reasoning_details import ReasoningDetails
@@ -73,7 +74,7 @@ class Blocks:
         if text := delta.content + delta.refusal:
             self._append(Kind.TEXT, text)
         for url in delta.images:  # there is no block for a generated image
-            self._append(Kind.TEXT, f"![image]({url})")
+            self._append(Kind.TEXT, image_link(url))
         for part in delta.tool_calls:
             self._add_call(part)
         self._finish = delta.finish or self._finish

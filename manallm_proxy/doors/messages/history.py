@@ -23,6 +23,7 @@ from manallm_proxy.doors.messages.content import (
     text_part,
     unknown_block,
 )
+from manallm_proxy.openai.assistant_message import image_rows, without_image_links
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import json_text
@@ -139,14 +140,15 @@ class History:
                     pass  # only the API that wrote it can read it
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
-        text = joined_lines(texts)
+        text, urls = without_image_links(joined_lines(texts))
         if carried and (calls or texts):
             self._carried[len(self.messages)] = carried
+        shown: Fields = {"images": image_rows(urls)} if urls else {}
         if calls:
-            said = {"role": "assistant", "content": text or None, "tool_calls": calls}
+            said = {"role": "assistant", "content": text or None, "tool_calls": calls, **shown}
             self._add(said, path.removesuffix(".content"), calls=tuple(places))
         elif texts:
-            self._add({"role": "assistant", "content": text}, path.removesuffix(".content"))
+            self._add({"role": "assistant", "content": text, **shown}, path.removesuffix(".content"))
 
     def _add(self, message: Fields, path: str, parts: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
         self.messages.append(message)

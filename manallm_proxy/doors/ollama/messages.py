@@ -13,6 +13,7 @@ from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.assistant_message import image_rows, without_image_links
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_text, tail_of
@@ -125,7 +126,10 @@ class Conversation:
         if role not in _ROLES:
             raise wrong(path + "role", " or ".join(repr(known) for known in _ROLES))
         text = optional(message, "content", str, path) or ""
+        text, urls = without_image_links(text) if role == "assistant" else (text, [])
         said: Fields = {"role": role, "content": content_of(text, optional(message, "images", list, path), path)}
+        if urls:
+            said["images"] = image_rows(urls)
         if role == "assistant":
             if thinking := optional(message, "thinking", str, path):
                 said["reasoning_content"] = thinking

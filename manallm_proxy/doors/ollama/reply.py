@@ -19,6 +19,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line, without_line_ends
+from manallm_proxy.openai.assistant_message import image_link
 from manallm_proxy.openai.call_arguments import Arguments, begins_another
 from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.joined import joined_bytes
@@ -173,7 +174,7 @@ class LinesReply:
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
         # ollama-python cannot read ``images`` in an answer: it expects objects where others have base64
-        links = "".join([f"![image]({url})" for url in delta.images])
+        links = "".join(map(image_link, delta.images))
         said = self.content_part(delta.content + delta.refusal + links, delta.reasoning, calls)
         rows = self.logprobs(delta.logprobs) if delta.logprobs else []
         return said | ({"logprobs": rows} if rows else {})
