@@ -314,3 +314,23 @@ def test_one_timer_serves_all_who_wait() -> None:
     waits.begin("e")
     assert [when for when, _ in clock.timers] == [25.0]
     assert clock.pass_to(25) == ["e"]
+
+
+def test_of_many_who_wait_only_those_that_are_due_are_looked_at() -> None:
+    """Else a thousand that leave one after the other are a million looks."""
+    looked: list[str] = []
+
+    class Waiting(dict[str, float]):
+        def items(self) -> Any:
+            for each in super().items():
+                looked.append(each[0])
+                yield each
+
+    clock = Clock()
+    waits: Deadlines[str] = Deadlines(lambda: 10.0, print, loop=cast(asyncio.AbstractEventLoop, clock))
+    waits._due = Waiting()
+    for number in range(1000):
+        waits.begin(str(number))
+        clock.now += 0.001
+    assert clock.pass_to(10.0) == ["0"]
+    assert looked == ["0", "1"]
