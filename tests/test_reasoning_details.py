@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.doors.replay.forms import REPLAYS
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.reasoning_details import ReasoningDetails
 from manallm_proxy.providers.openai.reply import plain_reply
@@ -161,3 +162,13 @@ def test_an_answer_with_them_is_not_plain_text() -> None:
     assert plain_reply(encode(body)) is not None
     body["choices"][0]["message"]["reasoning_details"] = [SEALED]
     assert plain_reply(encode(body)) is None
+
+
+def test_a_stream_that_is_kept_has_them_as_a_whole_answer_has() -> None:
+    """A text and what is encrypted may have one index, and are two."""
+    row = {"id": "gen-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    steps: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in CHUNKS]
+    steps.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+    stream = b"".join([b"data: " + encode({**row, "choices": [step]}) + b"\n\n" for step in steps]) + DONE
+    whole = json.loads(REPLAYS["chat/completions"].to_whole(stream, None) or b"")
+    assert whole["choices"][0]["message"]["reasoning_details"] == WHOLE

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.reasoning_details import DETAILS, ReasoningDetails, details_in
 
 _WORDS: Final = frozenset(
     {
@@ -36,6 +38,9 @@ def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
             whole[key] = rows = _as_blocks(old)
             for block in _as_blocks(new):
                 _go_on(rows, block)
+        elif key == DETAILS and isinstance(new, list):
+            whole[key] = details = old if isinstance(old, ReasoningDetails) else ReasoningDetails(sys.maxsize)
+            details.add(details_in({DETAILS: new}))
         elif isinstance(new, list):
             whole[key] = _rows(old, new)
         elif isinstance(new, dict):
@@ -100,6 +105,8 @@ def joined(value: Any) -> Any:
     """`value`, a part of what `merge` has made, with its texts as strings."""
     if isinstance(value, _Text):
         return "".join(value.pieces)
+    if isinstance(value, ReasoningDetails):
+        return value.whole()
     if isinstance(value, dict):
         return {key: joined(each) for key, each in value.items()}
     return [joined(each) for each in value] if isinstance(value, list) else value
