@@ -99,6 +99,10 @@ async def test_a_chat_that_fails_says_why(tmp_path: Path) -> None:
     async with upstream(each(status("500 Oops"))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         code, _, errors = await piped(["try", "--url", p.url], b"")
         assert (code, "no provider could serve mana/test" in errors) == (1, True)
+    refuses = status("404 Not Found", {"detail": "Not Found"})
+    async with upstream(each(refuses)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, _, errors = await piped(["try", "--url", p.url], b"")
+        assert (code, errors) == (1, "404 from gpu/m: Not Found\n")  # else it reads as if the proxy were not there
 
 
 async def test_health_is_a_table(tmp_path: Path) -> None:

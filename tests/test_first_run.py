@@ -313,6 +313,22 @@ async def test_a_variable_that_names_no_file_is_a_mistake(tmp_path: Path) -> Non
         assert (code, output) == (78, f"MANALLM_CONFIG names {tmp_path}/none.yaml, and there is no such file\n")
 
 
+async def test_the_start_screen_notes_who_lists_nothing(tmp_path: Path) -> None:
+    """It is alive, and most likely has a wrong base_url or key; a kind that has no list is not noted."""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply({"detail": "Not Found"}, "404 Not Found")
+
+    async with upstream(script) as wrong, upstream(each(answers), ["m"]) as right:
+        google = {"kind": "google", "api_key": "a", "base_url": wrong.url}
+        config = settings({"wrong": openai(wrong.url), "right": openai(right.url), "google": google}, ["right/m"])
+        async with proxy(config, tmp_path) as p:
+            screen = " ".join(start_screen(p.app).split())
+    lists_nothing = "healthy, but lists no models: 'manallm-proxy check --live' says why"
+    assert f"wrong {lists_nothing} right healthy: m google healthy Aliases" in screen
+
+
 async def test_explain_notes_a_model_that_is_not_listed(tmp_path: Path) -> None:
     """It would be asked for all the same, since lists may lack what is there; but nobody should take it for well."""
     async with upstream(tags("smol")) as box:

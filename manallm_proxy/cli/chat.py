@@ -140,8 +140,10 @@ def report(response: http.client.HTTPResponse, heard: ChatResult, as_json: bool,
 
 
 def _refusal(client: Client, response: http.client.HTTPResponse) -> str:
-    """The proxy's own error message, which says what to do next."""
+    """The error's message, and whose it is if it is not the proxy's own, which says what to do next."""
     try:
-        return printable(f"{response.status}: {json.load(response)['error']['message']}")
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        error = json.load(response)["error"]
+        source = f" from {error.get('target')}" if error.get("source") == "provider" else ""
+        return printable(f"{response.status}{source}: {error['message']}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, http.client.HTTPException):
         return f"no proxy answers at {client.place}: what answers there is something else ({response.status})"
