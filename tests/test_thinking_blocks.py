@@ -10,6 +10,7 @@ import pytest
 
 from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.doors.replay.forms import REPLAYS
+from manallm_proxy.providers.past_reasoning import refuses_reasoning
 from tests import anthropic_stream
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, completion, each, upstream
@@ -170,3 +171,36 @@ async def test_what_was_thought_before_a_call_comes_back_with_its_result(
                 assert (await p.post("/v1/messages", later))[0] == 200
                 code, told, _ = await p.post("/v1/messages", {**later, "model": f"q/{model}"})
                 assert (code, "is missing" in told["error"]["message"]) == (400, True), "it is of another provider"
+
+
+@pytest.mark.parametrize("key", REASONED)
+async def test_a_server_that_refuses_its_own_reasoning_does_not_get_it(key: str, tmp_path: Path) -> None:
+    """Asked once more without, and from then on at once; what else it refuses is the client's to read."""
+
+    async def groq(connection: Connection, seen: Seen) -> None:
+        for message in seen.json["messages"]:
+            if key in message:
+                words = f"'messages.1' : for 'role:assistant' the property '{key}' is unsupported"
+                await connection.reply({"error": {"message": words}}, "400 Bad Request")
+                return
+        choice = {"index": 0, "message": {"content": "Hello", key: "Hm."}, "finish_reason": "stop"}
+        await connection.reply({"id": "c", "object": "chat.completion", "model": "m", "choices": [choice]})
+
+    async with upstream(each(groq)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        asked = {"model": "p/m", "max_tokens": 9}
+        _, first, _ = await p.post("/v1/messages", {**asked, **HI})
+        later = [*HI["messages"], {"role": "assistant", "content": first["content"]}, *HI["messages"]]
+        for posts in (3, 4):
+            assert (await p.post("/v1/messages", {**asked, "messages": later}))[0] == 200
+            assert len(up.posts) == posts
+            assert up.posts[-1].json["messages"][1] == {"role": "assistant", "content": "Hello"}
+        _, response, _ = await p.post("/v1/responses", {"model": "p/m", "input": "hi"})
+        again = {"model": "p/m", "input": "go on", "previous_response_id": response["id"]}
+        assert ((await p.post("/v1/responses", again))[0], len(up.posts)) == (200, 6)
+
+
+def test_what_is_no_refusal_of_reasoning() -> None:
+    for words in (b"reasoning_content is missing", b"unknown reasoning", b"unsupported: 'reasoning_effort'", b""):
+        assert not refuses_reasoning(words)
+    for words in (b"unknown field 'reasoning'", b"extra_forbidden: messages.1.reasoning_content"):
+        assert refuses_reasoning(words)

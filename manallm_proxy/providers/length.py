@@ -48,10 +48,15 @@ def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
     return call.cut_to(most) if 0 < most < length else None
 
 
+def is_unknown(refusal: bytes) -> bool:
+    """Whether a `refusal` says that something is unknown."""
+    return _UNKNOWN.search(refusal) is not None
+
+
 def wanted_name(call: Call, refusal: bytes) -> str | None:
     """The other name for the length, if `call` has one under a name that its `refusal` does not know."""
     for name, other in ((OLDER, NEWER), (NEWER, OLDER)):
-        if name in call.summary.spans and _WORDS[name].search(refusal) and _UNKNOWN.search(refusal):
+        if name in call.summary.spans and _WORDS[name].search(refusal) and is_unknown(refusal):
             return other
     return None
 

@@ -43,11 +43,13 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
+from manallm_proxy.providers.past_reasoning import refuses_reasoning, without_reasoning
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
+REASONING: Final = "reasoning"
 T = TypeVar("T")
 
 
@@ -65,6 +67,8 @@ class OpenAIWire:
     """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
     _lengths: dict[str, str] = field(factory=dict)
     """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
+    _forgetful: dict[str, None] = field(factory=dict)
+    """Models that refused their own reasoning in a history, oldest first."""
 
     def splices(self, call: Call) -> bool:
         return not self._forces(call)
@@ -82,7 +86,9 @@ class OpenAIWire:
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def _renamed(self, call: Call, entry: Entry) -> Call:
-        """`call` with the length under the target's name, unless the client has chosen one."""
+        """`call` with the length under the target's name, and without reasoning that it refuses, if a door made it."""
+        if self._forgetful and not call.relays and entry.target.model in self._forgetful:
+            call = without_reasoning(call)
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
         return call if name is None else named(call, name)
 
@@ -107,6 +113,8 @@ class OpenAIWire:
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
             return self._again(named(sent, name), entry, without=OLDER if name == NEWER else NEWER)
+        if not call.relays and refuses_reasoning(body) and (silent := without_reasoning(sent)) is not sent:
+            return self._again(silent, entry, without=REASONING)
         if self._forces(call):
             return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
@@ -124,6 +132,8 @@ class OpenAIWire:
         model = entry.target.model
         if request.without in (OLDER, NEWER):
             _remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
+        if request.without == REASONING:
+            _remember(self._forgetful, model, None)
         if model in self._strict or request.without != "stream_options":
             return False
         _remember(self._strict, model, None)
