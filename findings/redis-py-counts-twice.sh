@@ -15,7 +15,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 {
-  (cd "$work" && apt-get download --quiet redis-server=5:7.0.15-1~deb12u10 redis-tools=5:7.0.15-1~deb12u10 liblzf1 libjemalloc2 libatomic1 &&
+  (cd "$work" && apt-get download --quiet redis-server=5:7.0.15-1~deb12u10 redis-tools=5:7.0.15-1~deb12u10 \
+    liblzf1 libjemalloc2 libatomic1 &&
     for each in ./*.deb; do dpkg-deb --extract "$each" "$work/redis"; done) &&
     python3 -m venv "$work/venv" &&
     "$work/venv/bin/pip" install --quiet --disable-pip-version-check redis==8.1.0

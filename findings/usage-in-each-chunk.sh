@@ -22,7 +22,8 @@ trap 'rm -rf "$work"' EXIT
 
 cat >"$work/ask.mjs" <<'JS'
 import { ChatOpenAI } from '@langchain/openai';
-const model = new ChatOpenAI({ model: 'm', apiKey: 'none', maxRetries: 0, configuration: { baseURL: process.argv[2] } });
+const configuration = { baseURL: process.argv[2] };
+const model = new ChatOpenAI({ model: 'm', apiKey: 'none', maxRetries: 0, configuration });
 let answer;
 for await (const chunk of await model.stream('hi')) answer = answer ? answer.concat(chunk) : chunk;
 const { input_tokens: prompt, output_tokens: completion } = answer.usage_metadata;
@@ -78,8 +79,9 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 def last_of_openai(url):
     client = OpenAI(base_url=url, api_key="none", max_retries=0)
-    usage = [chunk.usage for chunk in client.chat.completions.create(model="m", messages=[], stream=True) if chunk.usage]
-    return usage[-1].prompt_tokens, usage[-1].completion_tokens
+    chunks = client.chat.completions.create(model="m", messages=[], stream=True)
+    last = [chunk.usage for chunk in chunks if chunk.usage][-1]
+    return last.prompt_tokens, last.completion_tokens
 
 
 def langchain(url):
@@ -113,7 +115,8 @@ seen = {}
 for Server.each in (False, True):
     for ask in (last_of_openai, langchain, pydantic_ai, langchain_node):
         seen[Server.each, ask.__name__] = prompt, completion = ask(url)
-        print(f"usage {'in each chunk' if Server.each else 'at the end'}, {ask.__name__}: {prompt} + {completion} tokens")
+        where = "in each chunk" if Server.each else "at the end"
+        print(f"usage {where}, {ask.__name__}: {prompt} + {completion} tokens")
 SUMS = (WORDS * PROMPT, sum(range(WORDS + 1)))
 expected = {key: SUMS if key[0] and key[1] in ("langchain", "pydantic_ai") else (PROMPT, WORDS) for key in seen}
 if seen != expected:

@@ -76,10 +76,8 @@ async def main():
     for server in servers:
         server.should_exit = True
     await asyncio.gather(*tasks)
-    return {
-        (parser, client): line
-        for (parser, client), line in zip([(p, c) for p in PARSERS for c in ("default", "HTTP_1_1")], lines, strict=True)
-    }
+    cases = [(parser, client) for parser in PARSERS for client in ("default", "HTTP_1_1")]
+    return dict(zip(cases, lines, strict=True))
 
 
 seen = asyncio.run(main())
