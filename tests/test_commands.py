@@ -310,3 +310,19 @@ async def test_a_key_that_no_header_takes_is_not_shown() -> None:
     for key in ("sk-one\nsk-two", "sk-\N{CYRILLIC SMALL LETTER EM}one", "sk-\udcffone"):
         code, output = await run("models", "--url", "http://127.0.0.1:9", environ={"MANALLM_API_KEY": key})
         assert (code, output) == (1, "what MANALLM_API_KEY holds is no key: a key is visible ASCII without blanks\n")
+
+
+async def test_a_place_that_may_not_be_looked_at_is_told_in_a_line(tmp_path: Path) -> None:
+    """See `test_config`; commands that ask a proxy go on with the usual address."""
+    closed = f"/{'x' * 300}"
+    environ = {"MANALLM_CONFIG": f"{closed}/proxy.yaml"}
+    for command, code, said in (
+        (["check"], 78, f"{closed}/proxy.yaml: cannot be read (File name too long)"),
+        (["serve"], 78, f"{closed}/proxy.yaml: cannot be read (File name too long)"),
+        (["check", "--credentials", closed], 78, f"--credentials: {closed} is no folder"),
+        (["init", closed], 1, f"{closed}: cannot be written (File name too long)"),
+    ):
+        found, output = await run(*command, environ=environ)
+        assert (found, output.splitlines()[-1]) == (code, said), command  # init first says what it finds here
+        assert "Traceback" not in output
+    assert "Traceback" not in (await run("models", environ=environ))[1]

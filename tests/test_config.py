@@ -885,6 +885,18 @@ def test_key_file_with_rubbish_is_not_shown(mistakes: Told, tmp_path: Path) -> N
 # Finding it
 
 
+def test_a_place_that_may_not_be_looked_at_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /etc/manallm is to most users (0750). Reading it says why it cannot be, and nothing is served in its place.
+
+    A name that is too long stands for it here, since nothing is closed to root.
+    """
+    closed = f"/{'x' * 300}/proxy.yaml"
+    monkeypatch.setattr("manallm_proxy.config.load.PLACES", ("nowhere/proxy.yaml", closed))
+    assert find({}) == find({"MANALLM_CONFIG": closed}) == Path(closed)
+    with pytest.raises(ConfigError, match=r"proxy\.yaml: cannot be read \(File name too long\)"):
+        load(Path(closed), {})
+
+
 def test_find_takes_the_first_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--config, $MANALLM_CONFIG, ./config/proxy.yaml; else all places are named."""
     monkeypatch.chdir(tmp_path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -48,7 +48,7 @@ def check(
     `offline_ok`: a provider that cannot be reached is accepted. `credentials`: a folder with keys, as systemd has it.
     """
     if credentials is not None:
-        if not Path(credentials).is_dir():
+        if not os.path.isdir(credentials):
             raise ConfigError([f"--credentials: {credentials} is no folder"])
         environ = {**environ, "CREDENTIALS_DIRECTORY": credentials}
     config = load(find(environ, config_file), environ)

@@ -39,7 +39,7 @@ class Named:
 def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
     """Writes both files. Returns 1, with nothing changed, if one exists (without `force`) or cannot be written."""
     place = Path(folder)
-    there = [place / name for name in FILES if (place / name).exists()]
+    there = [place / name for name in FILES if os.path.exists(place / name)]
     if there and not force:
         names = " and ".join(map(str, there))
         print(f"{names}: there already, nothing was changed (--force replaces them and keeps a copy)", file=sys.stderr)
@@ -74,7 +74,7 @@ def _replace(texts: Mapping[Path, str]) -> list[Path]:
     try:
         for file, text in texts.items():
             mode = 0o666
-            if file.exists():
+            if os.path.exists(file):
                 mode = file.stat().st_mode & 0o777
                 copies.append(_free(file))
                 _write(copies[-1], file.read_bytes(), mode)
@@ -99,7 +99,7 @@ def _write(file: Path, data: bytes, mode: int) -> None:
 def _free(file: Path) -> Path:
     """The name for a copy of `file`."""
     copy, number = file.with_name(f"{file.name}.bak"), 1
-    while copy.exists():
+    while os.path.exists(copy):
         number += 1
         copy = file.with_name(f"{file.name}.bak{number}")
     return copy

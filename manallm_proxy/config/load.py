@@ -61,10 +61,18 @@ def find_any(environ: Mapping[str, str], explicit: str | None = None) -> Path | 
     if explicit is not None:
         return Path(explicit)
     if named := environ.get("MANALLM_CONFIG"):
-        if not Path(named).exists():
+        if not _is_there(Path(named)):
             raise ConfigError([f"MANALLM_CONFIG names {named}, and there is no such file"])
         return Path(named)
-    return next((Path(place) for place in PLACES if Path(place).exists()), None)
+    return next((Path(place) for place in PLACES if _is_there(Path(place))), None)
+
+
+def _is_there(place: Path) -> bool:
+    """Whether something is there; also if that cannot be seen, as in a folder of other users: reading it says why."""
+    try:
+        return place.exists()
+    except OSError:
+        return True
 
 
 def load(
@@ -222,9 +230,9 @@ def _default_provider(file: ProxyFile, providers: Providers, mistakes: Mistakes)
 def _unread_aliases(file: ProxyFile, path: Path) -> Path | None:
     """An ``aliases.yaml`` next to a file that has its own aliases, unless it belongs to a ``proxy.yaml`` there."""
     beside = path.parent / ALIASES_FILE
-    if file.aliases is None or file.aliases_file is not None or not beside.exists():
+    if file.aliases is None or file.aliases_file is not None or not os.path.exists(beside):
         return None
-    return None if path.name != "proxy.yaml" and (path.parent / "proxy.yaml").exists() else beside
+    return None if path.name != "proxy.yaml" and os.path.exists(path.parent / "proxy.yaml") else beside
 
 
 def _aliases_of(file: ProxyFile, path: Path, environ: Mapping[str, str], mistakes: Mistakes) -> AliasesFile:
