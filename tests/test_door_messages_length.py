@@ -210,6 +210,29 @@ async def test_a_length_goes_under_the_name_that_a_server_knows(server: str, tmp
         assert up.posts[-1].json[other] == 9000
 
 
+async def test_a_setting_that_chats_do_not_have(tmp_path: Path) -> None:
+    """Anthropic's API and Ollama's have ``top_k``, and so have many servers, but not OpenAI's: the log notes it."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if "top_k" in seen.json:
+            words = "Unrecognized request argument supplied: top_k"
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for number, (path, body) in enumerate(
+            [
+                ("/v1/messages", {"max_tokens": 9, "messages": [USER], "top_k": 3}),
+                ("/api/chat", {"messages": [USER], "options": {"top_k": 3}, "stream": False}),
+            ]
+        ):
+            assert (await p.post(path, {**body, "model": "p/m"}))[0] == 200
+            assert (len(up.posts), "top_k" in up.posts[-1].json) == (2 + number, False)
+            assert p.log.getvalue().count("not sent on: top_k") == 1 + number
+        assert (await p.chat(model="p/m", top_k=3))[0] == 400
+
+
 EFFORTS = {
     "max": ("'reasoning_effort': supported values are: 'minimal', 'low', 'medium', and 'high'.", "high"),
     "xhigh": ("`reasoning_effort` must be one of `low`, `medium`, or `high`", "high"),

@@ -26,7 +26,7 @@ from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.effort import nearest_effort
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name, without_field
+from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, is_unknown, named, wanted_name, without_field
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -49,7 +49,7 @@ from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
-REASONING: Final = "reasoning"
+REASONING, TOP_K = "reasoning", "top_k"
 T = TypeVar("T")
 
 
@@ -69,6 +69,8 @@ class OpenAIWire:
     """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
     _forgetful: dict[str, None] = field(factory=dict)
     """Models that refused their own reasoning in a history, oldest first."""
+    _no_top_k: dict[str, None] = field(factory=dict)
+    """Models that refused ``top_k``, oldest first."""
 
     def splices(self, call: Call) -> bool:
         return not self._forces(call)
@@ -89,8 +91,17 @@ class OpenAIWire:
         """`call` with the length under the target's name, and without reasoning that it refuses, if a door made it."""
         if self._forgetful and not call.relays and entry.target.model in self._forgetful:
             call = without_reasoning(call)
+        if self._no_top_k and not call.relays and entry.target.model in self._no_top_k:
+            call = self._without_top_k(call)
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
         return call if name is None else named(call, name)
+
+    def _without_top_k(self, call: Call) -> Call:
+        """`call` without what other APIs have and OpenAI's chats have not."""
+        if TOP_K not in call.summary.spans:
+            return call
+        call.remarks.append(f"not sent on: {TOP_K}, which the target does not know")
+        return without_field(call, TOP_K)
 
     def _may_ask(self, entry: Entry) -> bool:
         return self.asks_usage and entry.target.model not in self._strict
@@ -105,8 +116,8 @@ class OpenAIWire:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
         Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
-        default, and which a model that does not think may refuse, gives another effort as the nearest that the target
-        knows, and the length in the name that it wants.
+        default, and which a model that does not think may refuse, ``top_k``, and reasoning in the history. It gives
+        another effort as the nearest that the target knows, and the length in the name that it wants.
         """
         if status not in (400, 422) or call.endpoint.is_opaque:
             return None
@@ -115,6 +126,8 @@ class OpenAIWire:
             return self._again(named(sent, name), entry, without=OLDER if name == NEWER else NEWER)
         if not call.relays and refuses_reasoning(body) and (silent := without_reasoning(sent)) is not sent:
             return self._again(silent, entry, without=REASONING)
+        if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
+            return self._again(self._without_top_k(sent), entry, without=TOP_K)
         if self._forces(call):
             return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
@@ -134,6 +147,8 @@ class OpenAIWire:
             _remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
         if request.without == REASONING:
             _remember(self._forgetful, model, None)
+        if request.without == TOP_K:
+            _remember(self._no_top_k, model, None)
         if model in self._strict or request.without != "stream_options":
             return False
         _remember(self._strict, model, None)
