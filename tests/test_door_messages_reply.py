@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from attrs import evolve
 from hypothesis import given
@@ -223,6 +225,26 @@ def test_a_signature_that_comes_late_is_carried_after_its_call() -> None:
     made = both(call("f", "{", "c"), call("", "}", extra=SIGNED), Delta(finish="tool_calls"))
     assert [block["type"] for block in made["content"]] == ["tool_use", "thinking"]
     assert unpack(made["content"][1]["signature"]) == CARRIED
+
+
+def test_long_reasoning_is_packed_in_short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megabytes of it become what one call would have made, and are read again."""
+    sizes: list[int] = []
+    real = base64.urlsafe_b64encode
+
+    def encode(data: bytes) -> bytes:
+        sizes.append(len(data))
+        return real(data)
+
+    for reasoning in ("x" * 300_000, "\u00e9" * 299_999, "\U0001f600" * 262_145):
+        long = Carried("g", reasoning, extras={"a": {"b": [1]}})
+        monkeypatch.setattr(base64, "urlsafe_b64encode", encode)
+        told = pack(long)
+        monkeypatch.undo()
+        assert msgspec.json.decode(base64.urlsafe_b64decode(told.removeprefix("manallm1.")), type=Carried) == long
+        assert unpack(told) == long
+        assert unpack(told[:-5] + "!") == Carried()
+    assert max(sizes) <= 100_000
 
 
 def test_thoughts_are_shown_as_the_client_wants() -> None:

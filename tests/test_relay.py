@@ -134,6 +134,12 @@ async def test_an_empty_stream_opens(empty: Sequence[StreamBatch]) -> None:
     assert stream.held[-1].done
 
 
+async def test_what_tells_nothing_is_not_held() -> None:
+    """Twenty megabytes of comments came before a word: all were sent in one turn of the loop, empty as they were."""
+    stream, _ = await opened(*[StreamBatch() for _ in range(5000)], WORD)
+    assert [batch.frames for batch in stream.held] == [b"word"]
+
+
 async def test_endless_events_without_content_open_too() -> None:
     """What is held is bounded."""
     stream, _ = await opened(*[StreamBatch(b": " + b"x" * 1000)] * 100)

@@ -29,6 +29,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.reply import reply_object, usual_reply
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
@@ -1163,3 +1164,13 @@ def test_a_stream_is_read_into_deltas() -> None:
     assert got[-1].finish == "tool_calls"
     for at in range(0, len(whole), 7):
         assert read_deltas(whole[:at], whole[at:])[0] == got
+
+
+@pytest.mark.parametrize("model", ["m", "another"])
+def test_an_event_of_megabytes_is_renamed_as_a_short_one(model: str) -> None:
+    """The first of them, and one that begins like it or not."""
+    wire, long = translator(), "x" * (LARGE_BYTES + 9)
+    for name, text in (("m", long), (model, long), (model, "hi")):
+        sent = json.loads(frame({"choices": [{"index": 0, "delta": {"content": text}}], "model": name})[6:])
+        told = wire.feed(b"data: " + json.dumps(sent).encode() + b"\n\n").frames
+        assert json.loads(told.removeprefix(b"data: ")) == {**sent, "model": str(ENTRY.target)}

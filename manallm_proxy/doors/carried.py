@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
-from attrs import field
+from attrs import asdict, field
 
 from manallm_proxy.contract.records import frozen
-from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.openai.joined import joined_ascii, joined_bytes
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, encode, encode_whole
+from manallm_proxy.openai.large import LARGE_BYTES
 
 _PREFIX: Final = "manallm1."
+_PIECE: Final = 3 * 4 * 8192
+"""Bytes or characters of base64 that one call works on."""
 EXTRA: Final = "extra_content"
 """The member of a tool call, in OpenAI's format, for data that its provider expects back with it."""
 KEPT: Final = "manallm_carried"
@@ -44,7 +49,12 @@ class Carried:
 
 def pack(carried: Carried) -> str:
     """The value of ``encrypted_content`` or ``signature``."""
-    return _PREFIX + base64.urlsafe_b64encode(encode(carried)).decode()
+    if len(carried.reasoning) <= LARGE_BYTES:
+        return _PREFIX + base64.urlsafe_b64encode(encode(carried)).decode()
+    data = encode_whole(asdict(carried))
+    pieces = (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+    size = len(_PREFIX) + -(-len(data) // 3) * 4
+    return joined_ascii(size, chain((_PREFIX,), (base64.urlsafe_b64encode(piece).decode() for piece in pieces)))
 
 
 def of_item(item: Mapping[str, Any]) -> Carried:
@@ -62,7 +72,11 @@ def unpack(content: object) -> Carried:
     if not isinstance(content, str) or not content.startswith(_PREFIX):
         return Carried()
     try:
-        found = _CARRIED.decode(base64.b64decode(content[len(_PREFIX) :], altchars=b"-_", validate=True))
+        starts = range(len(_PREFIX), len(content), _PIECE)
+        pieces = (base64.b64decode(content[at : at + _PIECE], altchars=b"-_", validate=True) for at in starts)
+        data = joined_bytes(pieces)
+        large = len(data) > LARGE_BYTES
+        found = msgspec.convert(decode_leniently(data), Carried) if large else _CARRIED.decode(data)
     except (ValueError, *DecodeErrors):
         return Carried()
     return found if found.provider and found.key in KEYS else Carried()

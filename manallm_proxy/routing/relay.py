@@ -22,6 +22,7 @@ from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt
 
+_NOTHING: Final = StreamBatch()
 HOLD_LIMIT: Final = 64 * 1024
 """Bytes (of raw events) or deltas that may come before there is content. Above this we commit anyway, so that
 buffering stays bounded."""
@@ -141,7 +142,8 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
         stream = await provider.stream(call, entry, until)
         while True:
             batch = await stream.next(until=until)
-            held.append(batch)
+            if batch != _NOTHING:  # as comments are, of which there may be megabytes before the first event
+                held.append(batch)
             size += len(batch.frames) + len(batch.deltas)
             has_content = batch.has_content and not (call.waits_for_words and _is_bare_end(batch))
             if batch.error is not None and not has_content:

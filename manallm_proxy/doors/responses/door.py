@@ -27,6 +27,7 @@ from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, ad
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored, weighed
 from manallm_proxy.openai.caller_paths import CallerPaths
+from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode_leniently, encoder
 from manallm_proxy.openai.large import LARGE_PARTS, are_large, is_large, offload
@@ -154,6 +155,7 @@ class ResponsesDoor:
         def keep(response: dict[str, Any], items: list[Fields]) -> None:
             write = encoder(threading.get_ident() != here)
             output = tuple(map(write, items))
+            free_later(*output)  # what is not kept after all would be freed in one go
             ids = tuple(str(item.get("id") or f"{id_}/{n}") for n, item in enumerate(items))
             stored = Stored(id_, write(response), input_, output, ids)
             if threading.get_ident() == here:

@@ -19,7 +19,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.joined import joined_text
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, replace_lone_surrogates
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, json_text, replace_lone_surrogates
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
@@ -292,7 +292,7 @@ def _tool_calls(parts: list[_Part], first: int) -> tuple[ToolCall, ...]:
     called = [(part.function_call, part.thought_signature) for part in parts if part.function_call is not None]
     return tuple(
         [
-            ToolCall(call.name or "", encode(call.args or {}).decode(), call.id or new_call_id(), n, _extra(signature))
+            ToolCall(call.name or "", json_text(call.args or {}), call.id or new_call_id(), n, _extra(signature))
             for n, (call, signature) in enumerate(called, first)
         ]
     )

@@ -35,6 +35,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.openai.forced_call import is_forced
+from manallm_proxy.openai.joined import decoded_text, joined_bytes
 from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
@@ -174,7 +175,7 @@ class OllamaTranslator:
     def read(self, data: bytes) -> StreamBatch:
         *lines, rest = data.split(b"\n")
         if lines and self._held:
-            lines[0] = bytes(self._held) + lines[0]
+            lines[0] = joined_bytes((self._held, lines[0]))
             self._held.clear()
         self._held += rest
         return self._translate(lines, overflow=len(self._held) > ollama_reply.LINE_LIMIT)
@@ -246,7 +247,8 @@ def _delta(endpoint: Endpoint, reply: Reply, finish: str | None = None, first_ca
 def _tool_call(call: ToolCalled, index: int) -> ToolCall:
     """One tool call; calls arrive whole. Older servers give no id."""
     id_ = call.id if isinstance(call.id, str) and call.id else new_call_id()
-    return ToolCall(call.function.name, _arguments(bytes(call.function.arguments)), id_, index)
+    arguments = joined_bytes((memoryview(call.function.arguments),))
+    return ToolCall(call.function.name, _arguments(arguments), id_, index)
 
 
 def _arguments(raw: bytes) -> str:
@@ -254,7 +256,7 @@ def _arguments(raw: bytes) -> str:
     if raw == b"null":
         return "{}"
     if not raw.startswith(b'"'):
-        return raw.decode(errors="replace")
+        return decoded_text(raw) if len(raw) > EVENT_BYTES else raw.decode(errors="replace")
     text: str = decode_leniently(raw)
     return text if text.strip() else "{}"
 

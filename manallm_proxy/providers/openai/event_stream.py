@@ -15,6 +15,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.deferred_free import free_failure_later
+from manallm_proxy.openai.joined import joined_parts
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, holds
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_items, refuse_too_much
 from manallm_proxy.providers.openai import chunks
@@ -85,7 +86,7 @@ class EventStream:
                 free_failure_later(failure)
                 error = failure
                 break
-        return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)
+        return StreamBatch(joined_parts(out), tuple(deltas), self._has_content and not before, done, error)
 
     def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
         """Appends the result of `frame`: nothing for a keep-alive. Raises the ProviderError that it reports."""

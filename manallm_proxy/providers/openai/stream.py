@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider import Endpoint, Span
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.json_object import DecodeErrors, encode, holds, replaced, split_object
+from manallm_proxy.openai.json_object import DecodeErrors, contains, encode, holds, replaced, split_object
 from manallm_proxy.openai.plain_text import Splice, decode_string
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_many_items
@@ -177,7 +177,7 @@ class EventRelay(EventStream):
         else:
             new = data
         self._seen_data = True
-        if b'"usage"' in new and not self._call.summary.wants_usage:
+        if contains(new, b'"usage"') and not self._call.summary.wants_usage:
             new = _NO_USAGE.sub(b"", new) if len(new) <= LARGE_BYTES else _without_null_usage(new)
         new = self._with_model(new, is_valid=is_valid)
         at = frame.raw.find(data) if not frame.raw.startswith(data, len(_DATA)) else len(_DATA)
@@ -218,7 +218,7 @@ class EventRelay(EventStream):
     def _with_model(self, data: bytes, *, is_valid: bool) -> bytes:
         old, new = self._old_front[len(_DATA) :], self._new_front[len(_DATA) :]
         if old and data.startswith(old):
-            return new + data[len(old) :]
+            return replaced(data, [((0, len(old)), new)]) if len(data) > LARGE_BYTES else new + data[len(old) :]
         if is_valid and (found := _MODEL.search(data, 0, FRONT)) and (place := span_of_model(data, found[1])):
             return self._renamed(data, place)
         try:
@@ -237,7 +237,7 @@ class EventRelay(EventStream):
     def _renamed(self, data: bytes, span: Span) -> bytes:
         self._old_front = _DATA + data[: span[1]]
         self._new_front = _DATA + data[: span[0]] + self._model
-        return data[: span[0]] + self._model + data[span[1] :]
+        return replaced(data, [(span, self._model)])
 
 
 @define
