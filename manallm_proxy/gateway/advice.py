@@ -38,7 +38,7 @@ def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord
 
 
 def unreached(provider: ProviderConfig, reason: str | None, detail: str | None = None) -> str:
-    """``nothing answers at http://127.0.0.1:11434 (refused): start it with 'ollama serve', or set OLLAMA_URL``."""
+    """``nothing answers at http://127.0.0.1:11434 (refused): 'ollama serve' starts it, or correct base_url``."""
     why = detail or ("no answer in time" if reason == "connect_timeout" else "no connection")
     if provider.base_url is None:
         return f"it cannot be reached ({why})"
