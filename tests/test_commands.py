@@ -189,7 +189,7 @@ async def test_a_full_disk_is_no_traceback() -> None:
 
 
 async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> None:
-    """By its port, or by its unix socket, relative to where the commands run."""
+    """By its port, or by its unix socket, which is beside the file that names it."""
     (tmp_path / "config").mkdir()
     listens: list[dict[str, Any]] = [{"port": free_port()}, {"unix": "proxy.sock"}]
     for listen in listens:

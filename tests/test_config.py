@@ -298,6 +298,11 @@ def test_credential_comes_before_the_environment(loaded: Load, tmp_path: Path) -
     assert config.listen.host == "127.0.0.2"
 
 
+def test_a_socket_is_beside_its_file(loaded: Load, tmp_path: Path) -> None:
+    """As every other file that is named, so that commands find it from wherever they are called."""
+    assert loaded("listen: {unix: p.sock}\nproviders: {}\naliases: {}").listen.unix == str(tmp_path / "p.sock")
+
+
 def test_key_file_is_read_at_each_load(loaded: Load, tmp_path: Path) -> None:
     """A rotated key is there after a reload."""
     text = "providers: {g: {kind: google, api_key_file: g.key}}\naliases: {}"

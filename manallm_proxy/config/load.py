@@ -138,6 +138,8 @@ def _load(
     listen = file.listen
     if host is not None or port is not None:
         listen = Listen(listen.host if host is None else host, listen.port if port is None else port)
+    elif listen.unix is not None:
+        listen = attrs.evolve(listen, unix=str(path.parent / listen.unix))
     timeouts = file.timeouts.over(Timeouts())
     providers = Providers(path.parent, timeouts, file.answers.limits, file.alias_prefix, mistakes)
     for name, given in file.providers.items():
