@@ -303,7 +303,8 @@ class Generation:
 
     def release(self) -> None:
         self._users -= 1
-        self._close_unused()
+        if (successor := self._successor) is not None and not self._users:
+            self._close_unused(successor)
 
     def retire(self, successor: Generation) -> None:
         """`successor` serves from now on. What it did not take over is closed after the last request that uses it.
@@ -317,13 +318,12 @@ class Generation:
         self._orphans = [each for each in held if id(each) not in kept]
         self._successor = successor
         successor.hold()
-        self._close_unused()
+        if not self._users:
+            self._close_unused(successor)
 
-    def _close_unused(self) -> None:
-        if self._successor is None or self._users:
-            return
+    def _close_unused(self, successor: Generation) -> None:
         orphans, self._orphans = self._orphans, []
-        successor, self._successor = self._successor, None
+        self._successor = None
         if orphans:
             self._closing = asyncio.get_running_loop().create_task(close_all(orphans, self.registry.observe))
         successor.release()

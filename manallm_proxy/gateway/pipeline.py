@@ -60,8 +60,6 @@ class Pipeline:
             finally:
                 self.leave(exchange)
                 generation.release()
-                if exchange in self.placed:
-                    self._give_back(exchange)
                 exchange.close()
                 self._report(exchange)
 
@@ -70,6 +68,10 @@ class Pipeline:
     def leave(self, exchange: Exchange) -> None:
         """`exchange` is no longer in flight."""
         self.exchanges.discard(exchange)
+        if exchange in self.placed:
+            self.placed.discard(exchange)
+            if exchange.caller is not None:
+                exchange.caller.leave()
         if self._last is not None and not self.exchanges and not self._last.done():
             self._last.set_result(None)
 
@@ -105,11 +107,6 @@ class Pipeline:
         if exchange.caller is not None:
             exchange.caller.enter()
         self.placed.add(exchange)
-
-    def _give_back(self, exchange: Exchange) -> None:
-        self.placed.discard(exchange)
-        if exchange.caller is not None:
-            exchange.caller.leave()
 
     def _report(self, exchange: Exchange) -> None:
         """Reports all that end in one turn of the event loop together: what runs many times in a row stays in the

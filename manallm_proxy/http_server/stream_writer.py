@@ -165,8 +165,7 @@ class StreamWriter:
 
     def close(self) -> None:
         """Stops the timer, and drops the heartbeat function, which may hold much memory. Harmless when repeated."""
-        self.stop_heartbeats()
-        self._closed = True
+        self.heartbeat, self._closed = bytes, True
         self.timing.first_checks.end(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -192,7 +191,7 @@ class StreamWriter:
         await self._put_part(data, counts=counts, last=last)
 
     async def _put_part(self, data: bytes, *, counts: bool, last: bool) -> None:
-        response = self._response or self._begin()
+        response = self._response if self._response is not None else self._begin()
         self._ready = None
         loop = self._loop
         transport = self.request.transport

@@ -50,17 +50,12 @@ class Splice:
 
     front: bytes = field(repr=False)
     tail: bytes = field(repr=False)
-    _between: bytes = field(init=False, repr=False)
-
-    @_between.default
-    def _of_two(self) -> bytes:
-        return self.tail + self.front
 
     def write(self, texts: Sequence[bytes]) -> bytes:
         """An event for each of `texts`."""
         if len(texts) == 1:
             return self.front + texts[0] + self.tail
-        return b"".join((self.front, self._between.join(texts), self.tail))
+        return b"".join((self.front, (self.tail + self.front).join(texts), self.tail))
 
 
 def splice(event: bytes) -> Splice | None:

@@ -270,7 +270,7 @@ class HttpStream:
         if batch is not None:
             return batch
         if fits(data):
-            return await self._translate(data)
+            return self._translated(data) if self._held <= _EVENT_BYTES else await self._translate(data)
         if self._pieces is None:
             self._pieces = Pieces()
         self._pieces.add(data)
@@ -296,8 +296,7 @@ class HttpStream:
 
     async def _translate(self, data: bytes) -> StreamBatch:
         """In a thread where it may end a large event."""
-        translator = self._translator
-        if self._held <= _EVENT_BYTES or translator.held <= _EVENT_BYTES or (data and translator.is_open(data)):
+        if self._translator.held <= _EVENT_BYTES or (data and self._translator.is_open(data)):
             return self._translated(data)
         return evolve(await offload(True, self._translated, data), is_large=True)
 
