@@ -231,11 +231,12 @@ class Metrics:
         if event.alias is not None:
             counters.append(("alias_resolved_total", (event.alias, "/".join(pair))))
         durations = (("request_duration_seconds", (endpoint,)), ("llm_latency_seconds", pair))
+        first_bytes = self._histograms["time_to_first_byte_seconds"]
         return ServedSeries(
             tuple((self._counters[name].numbers, labels) for name, labels in counters),
             SECONDS,
             tuple(self._histograms[name].series(labels) for name, labels in durations),
-            self._histograms["time_to_first_byte_seconds"],
+            None if event.to_first_byte is None else first_bytes.series(pair),
             self._counters["tokens_total"].numbers,
             pair,
         )

@@ -6,14 +6,17 @@ from bisect import bisect_left
 
 from manallm_proxy.contract.events import RequestEnded
 from manallm_proxy.contract.records import define
-from manallm_proxy.observe.aioprometheus_internals import HistogramFamily, Labels
+from manallm_proxy.observe.aioprometheus_internals import Labels
 
-Kind = tuple[str, int, str | None, str | None, str | None, bool]
+Kind = tuple[str, int, str | None, str | None, str | None, bool, bool]
+Series = tuple[list[int], dict[Labels, float], Labels]
+"""Of a histogram: the counts of one series, the sums of all, and its labels."""
 
 
 def kind_of(event: RequestEnded) -> Kind:
     """The key of `event`: requests of one kind count in the same series."""
-    return event.endpoint, event.status, event.provider, event.model, event.alias, event.streaming
+    has_first_byte = event.to_first_byte is not None
+    return event.endpoint, event.status, event.provider, event.model, event.alias, event.streaming, has_first_byte
 
 
 @define(eq=False)
@@ -23,9 +26,9 @@ class ServedSeries:
     counters: tuple[tuple[dict[Labels, float], Labels], ...]
     bounds: tuple[float, ...]
     """Bucket bounds of the following histograms."""
-    durations: tuple[tuple[list[int], dict[Labels, float], Labels], ...]
-    """For each histogram: the counts of its series, the sums of all, and the labels."""
-    first_bytes: HistogramFamily
+    durations: tuple[Series, ...]
+    first_byte: Series | None
+    """None for requests that have none."""
     tokens: dict[Labels, float]
     pair: tuple[str, str]
 
@@ -38,8 +41,10 @@ class ServedSeries:
         for counts, sums, labels in self.durations:
             counts[bucket] += 1
             sums[labels] += duration
-        if event.to_first_byte is not None:
-            self.first_bytes.record(self.pair, event.to_first_byte)
+        if self.first_byte is not None and event.to_first_byte is not None:
+            counts, sums, labels = self.first_byte
+            counts[bisect_left(self.bounds, event.to_first_byte)] += 1
+            sums[labels] += event.to_first_byte
         if event.prompt_tokens:
             self.tokens[(*self.pair, "prompt")] += event.prompt_tokens
         if event.completion_tokens:
