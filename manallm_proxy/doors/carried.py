@@ -13,9 +13,11 @@ from itertools import chain
 from typing import Any, Final
 
 import msgspec
-from attrs import asdict, field
+from attrs import asdict, evolve, field
 
-from manallm_proxy.contract.records import frozen
+from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.records import define, frozen
+from manallm_proxy.openai.bounds import TooMuch, count_structure
 from manallm_proxy.openai.joined import joined_ascii, joined_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, encode, encode_whole
 from manallm_proxy.openai.large import LARGE_BYTES
@@ -57,9 +59,9 @@ def pack(carried: Carried) -> str:
     return joined_ascii(size, chain((_PREFIX,), (base64.urlsafe_b64encode(piece).decode() for piece in pieces)))
 
 
-def of_item(item: Mapping[str, Any]) -> Carried:
+def of_item(item: Mapping[str, Any], unpacker: Unpacker | None = None) -> Carried:
     """The data carried by an item."""
-    return unpack(item.get("encrypted_content") if KEPT not in item else item[KEPT])
+    return unpack(item.get("encrypted_content") if KEPT not in item else item[KEPT], unpacker)
 
 
 def is_ours(content: object) -> bool:
@@ -67,19 +69,34 @@ def is_ours(content: object) -> bool:
     return isinstance(content, str) and content.startswith(_PREFIX)
 
 
-def unpack(content: object) -> Carried:
-    """The data in `content`; an empty `Carried` if it is not one of ours."""
+@define
+class Unpacker:
+    """Bounds what is made of all that one request carries: packed, it is a text, whose structure nobody has counted."""
+
+    left: int = 200_000
+    """Objects and lists that may still come."""
+
+    def count(self, data: bytes) -> None:
+        """Raises TooMuch."""
+        self.left -= count_structure(data, evolve(_BOUNDS, parts=min(_BOUNDS.parts, self.left)), "limits")
+
+
+def unpack(content: object, unpacker: Unpacker | None = None) -> Carried:
+    """The data in `content`; an empty `Carried` if it is not one of ours, or too much to have been."""
     if not isinstance(content, str) or not content.startswith(_PREFIX):
         return Carried()
     try:
         starts = range(len(_PREFIX), len(content), _PIECE)
         pieces = (base64.b64decode(content[at : at + _PIECE], altchars=b"-_", validate=True) for at in starts)
         data = joined_bytes(pieces)
+        (unpacker or Unpacker()).count(data)
         large = len(data) > LARGE_BYTES
         found = msgspec.convert(decode_leniently(data), Carried) if large else _CARRIED.decode(data)
-    except (ValueError, *DecodeErrors):
+    except (ValueError, TooMuch, *DecodeErrors):
         return Carried()
     return found if found.provider and found.key in KEYS else Carried()
 
 
 _CARRIED: Final = msgspec.json.Decoder(Carried)
+_BOUNDS: Final = AnswerLimits(parts=20_000, elements=200_000, depth=64)
+"""Of one such text, which is decoded in one call: more than any answer within the default limits leads to."""

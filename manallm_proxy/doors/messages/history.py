@@ -12,7 +12,7 @@ from attrs import evolve, field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.carried import EXTRA, Carried, unpack
+from manallm_proxy.doors.carried import EXTRA, Carried, Unpacker, unpack
 from manallm_proxy.doors.messages.content import (
     READABLE,
     blocks_of,
@@ -45,6 +45,7 @@ class History:
     """Ids of all tool calls so far."""
     _carried: dict[int, list[Carried]] = field(factory=dict, repr=False)
     """By message: data for one provider each."""
+    _unpacker: Unpacker = field(factory=Unpacker, repr=False)
 
     @classmethod
     def read(cls, asked: Fields) -> History:
@@ -135,7 +136,7 @@ class History:
                     calls.append(self._call(block, at + "."))
                     places.append(at)
                 case "thinking":
-                    carried.append(_thought(block, at + "."))
+                    carried.append(_thought(block, at + ".", self._unpacker))
                 case "redacted_thinking":
                     pass  # only the API that wrote it can read it
                 case _:
@@ -162,9 +163,9 @@ class History:
         return {"id": id_, "type": "function", "function": function}
 
 
-def _thought(block: Fields, path: str) -> Carried:
+def _thought(block: Fields, path: str, unpacker: Unpacker) -> Carried:
     """What a thinking block carries, with its text if that goes back."""
-    carried = unpack(block.get("signature"))
+    carried = unpack(block.get("signature"), unpacker)
     if not carried.provider or carried.reasoning or carried.details:
         return carried
     return evolve(carried, reasoning=optional(block, "thinking", str, path) or "")

@@ -13,7 +13,7 @@ from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.carried import EXTRA, KEPT, Carried, of_item
+from manallm_proxy.doors.carried import EXTRA, KEPT, Carried, Unpacker, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
@@ -108,6 +108,7 @@ class Conversation:
     """The turn of each call, by the call's id. A repeated id means the later call."""
     _extras: dict[str, Carried] = field(factory=dict, repr=False)
     """By call id: data that must go back with the call."""
+    _unpacker: Unpacker = field(factory=Unpacker, repr=False)
     carries: bool = False
     """Whether any data is meant for one provider only."""
     left_out: list[str] = field(factory=list)
@@ -227,7 +228,7 @@ class Conversation:
             self._turn(path).reasoning.append(carried)
 
     def _carry(self, item: Fields) -> Carried:
-        carried = of_item(item)
+        carried = of_item(item, self._unpacker)
         self._extras |= dict.fromkeys(carried.extras, carried)
         self.carries = self.carries or bool(carried.provider)
         return carried
