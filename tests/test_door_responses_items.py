@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.doors.carried import Carried, pack, unpack
+from manallm_proxy.doors.carried import Carried, Unpacker, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
 from tests.cases import each_with_each, every
 from tests.responses import FUNCTION, Opened, chat_of
@@ -210,6 +211,17 @@ def test_what_is_not_ours_carries_nothing(content: Any) -> None:
     """Nor does what looks like it, or is for nobody, or would go to another place than reasoning's."""
     assert unpack(content) == Carried()
     assert unpack(pack(Carried("", "I think."))) == unpack(pack(Carried("p", "x", "content"))) == Carried()
+
+
+def test_what_is_carried_is_bounded() -> None:
+    """It is a text in the request, so what is in it was not counted there; what an answer may lead to is fine."""
+    small = pack(Carried("p", details=[{"data": "d", "n": n} for n in range(6000)]))
+    unpacker = Unpacker(left=15_000)
+    assert [bool(unpack(small, unpacker).details) for _ in range(4)] == [True, True, False, False]
+    assert unpack(pack(Carried("p", "{[" * 50_000))).reasoning, "braces in a text are none"
+    for inner in ("[" * 70 + "]" * 70, "[" + ",".join(["{}"] * 30_000) + "]", "[" + "1," * 300_000 + "1]"):
+        text = f'{{"provider":"p","details":[{{"x":{inner}}}]}}'
+        assert unpack("manallm1." + base64.urlsafe_b64encode(text.encode()).decode()) == Carried()
 
 
 async def test_custom_tools_are_functions_with_one_property() -> None:
