@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="what would happen to a request now, target by target")
     explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
-    explain.add_argument("--door", help="of a request there, such as responses; else chat/completions")
+    explain.add_argument("--door", help="of a request there, such as responses; else what the alias is for")
     _client(explain)
 
     requests = commands.add_parser("requests", help="the last requests, and who answered them")

@@ -8,6 +8,7 @@ from typing import Any
 from manallm_proxy.gateway.explain import DOORS
 from manallm_proxy.gateway.gateway import DOORS as ROUTES
 from tests.native_servers import speaks_messages, speaks_responses
+from tests.ollama_box import box
 from tests.proxy import HI, openai, proxy, run, settings
 from tests.upstreams import answers, each, upstream
 
@@ -28,6 +29,21 @@ CHAINS = {
 def test_each_door_can_be_asked_for() -> None:
     """By the name that requests have in ``/v1/requests``."""
     assert set(DOORS) == {door.name for door in ROUTES.values()} | {"responses"}
+
+
+async def test_an_alias_is_explained_for_what_it_is_for(tmp_path: Path) -> None:
+    """By its name, as the start screen and the health report guess it; a door that is named has the last word."""
+    async with box("qwen2.5:7b", "nomic-embed-text") as gpu:
+        gpu.put("qwen2.5:7b")
+        config = settings({"box": {"kind": "ollama", "base_url": gpu.url}}, ["box/*"])
+        config["aliases"]["mana/embed"] = {"chain": ["box/*"]}
+        async with proxy(config, tmp_path) as p:
+            status, _, headers = await p.post("/v1/embeddings", {"model": "mana/embed", "input": "a"})
+            told = (await p.get("/v1/explain?model=mana/embed"))[1]
+            assert (status, told["door"], told["serves"]) == (200, "embeddings", headers["x-mana-llm-resolved"])
+            assert told["serves"] == "box/nomic-embed-text"
+            told = (await p.get("/v1/explain?model=mana/embed&door=chat/completions"))[1]
+            assert (told["door"], told["serves"]) == ("chat/completions", "box/qwen2.5:7b")
 
 
 async def test_what_it_says_is_what_happens(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.speaking import supports_endpoint
 from manallm_proxy.openai.request import EMBEDDING
+from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
 
@@ -41,15 +42,18 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     """The response body. Raises UnknownModel. It asks a `Walk`, so that it reports what a request would find.
 
     It assumes a plain request to `door`, one of `DOORS`; one that needs tools or images may get another model of an
-    open entry. `door` None: a chat, or if no target accepts chats, a response or a message.
+    open entry. `door` None: what the alias is for by its name (embeddings, images), else a chat, or if no target
+    accepts chats, a response or a message.
     """
     chain = generation.resolve(model)
-    if door is None:
+    needs = needs_of(chain.alias or "") if door is None else frozenset[str]()
+    if EMBEDDING in needs:
+        door = Endpoint.EMBEDDINGS.path
+    elif door is None:
         door = next((each.path for each in _USUAL if _able(generation, chain, each)), Endpoint.CHAT.path)
     endpoint = DOORS[door]
     if chain.is_open:
-        needs = frozenset({EMBEDDING}) if endpoint is Endpoint.EMBEDDINGS else frozenset[str]()
-        chain = generation.catalog.filled(chain, needs)
+        chain = generation.catalog.filled(chain, needs | {EMBEDDING} if endpoint is Endpoint.EMBEDDINGS else needs)
     chain = generation.local.boxes.slow_last(chain)
     capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
