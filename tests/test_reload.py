@@ -370,29 +370,41 @@ async def test_what_one_worker_refuses_all_leave(tmp_path: Path) -> None:
         assert "verysecret" not in "".join(running.output)
 
 
+SLOW_DISK = """
+import os, sys
+def waits(event, arguments):
+    if event == "open" and arguments[0] == {credential!r} and os.path.exists({gate!r}):
+        open({gate!r}).read()
+sys.addaudithook(waits)
+from manallm_proxy.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""Our command on a disk that hangs: who opens the credential waits until a writer of the FIFO `gate` came and went."""
+
+
 @asynccontextmanager
-async def stuck(folder: Path, *arguments: str) -> AsyncIterator[tuple[Process, Path]]:
-    """A process of whose configuration a credential is a FIFO by now, so that whoever opens it waits for a writer."""
-    path = folder / "CHAIN"
+async def stuck(folder: Path, *arguments: str) -> AsyncIterator[tuple[Process, Path, Path]]:
+    """A process whose disk hangs by now; the credential that names its chain; the gate, which a writer opens once."""
+    path, gate, program = folder / "CHAIN", folder / "gate", folder / "slow_disk.py"
     path.write_text("loop/m")
+    program.write_text(SLOW_DISK.format(credential=str(path), gate=str(gate)))
     environ = {"CREDENTIALS_DIRECTORY": str(folder)}
-    async with process(settings(LOOP, ["${CHAIN}"]), folder, environ, *arguments) as running:
-        path.unlink()
-        os.mkfifo(path)
-        yield running, path
+    async with process(settings(LOOP, ["${CHAIN}"]), folder, environ, *arguments, program=program) as running:
+        os.mkfifo(gate)
+        yield running, path, gate
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["one", "two"])
 async def test_a_stuck_file_stops_nobody(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """While it is read all serve; a signal meanwhile means that it is read once more."""
-    async with stuck(tmp_path, *arguments) as (running, path):
+    async with stuck(tmp_path, *arguments) as (running, path, gate):
         os.kill(running.pid, signal.SIGHUP)
         for number, chain in enumerate(["loop/one", "loop/two"], 1):
-            with await asyncio.to_thread(path.open, "w") as file:  # returns once somebody reads
+            with await asyncio.to_thread(gate.open, "w"):  # returns once somebody waits for the disk
                 if number == 1:
                     os.kill(running.pid, signal.SIGHUP)
                 assert (await get(running.url, "/health"))[0] == 200
-                file.write(chain)
+                path.write_text(chain)
             await running.logs('"reloaded"', number)
         assert "loop/two" in (await get(running.url, "/v1/aliases"))[1]
 
@@ -400,7 +412,7 @@ async def test_a_stuck_file_stops_nobody(tmp_path: Path, arguments: tuple[str, .
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["one", "two"])
 async def test_a_stuck_file_delays_no_stop(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """SIGTERM while a reload waits for the disk: exit code 0, and nobody is left."""
-    async with stuck(tmp_path, *arguments) as (running, _):
+    async with stuck(tmp_path, *arguments) as (running, *_):
         os.kill(running.pid, signal.SIGHUP)
         os.kill(running.pid, signal.SIGHUP)
         assert (await get(running.url, "/health"))[0] == 200
