@@ -375,6 +375,12 @@ def test_a_request_has_one_form() -> None:
     for one, other in OTHER:
         assert canonical(one) != canonical(other)
     assert canonical(b"[1]") is None
+    text = "x" * 2**20
+    long = json.dumps({"model": "m", "messages": [text], "stream": True}).encode()
+    assert canonical(long) == canonical(long.replace(b"true", b"false")) is not None, "of megabytes, the order of keys"
+    assert canonical(long) == canonical(json.dumps({"messages": [text], "model": "m"}).encode())
+    assert canonical(long) != canonical(long.replace(b'"m"', b'"n"'))
+    assert canonical(long[:-1] + b',"model":"m"}') is None, "a key given twice"
 
 
 @pytest.mark.parametrize(

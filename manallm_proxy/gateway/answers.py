@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -13,7 +13,9 @@ from manallm_proxy.config.state_url import redacted_state_url
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.targets import Chain
+from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.state.answer_store import AnswerStore, Key, MemoryAnswers
 from manallm_proxy.state.answers import Answers
 from manallm_proxy.state.link import Link
@@ -85,6 +87,8 @@ def canonical(body: bytes) -> bytes | None:
     the values keep their bytes, and only the order of the top-level keys is normalised.
     """
     try:
+        if len(body) > LARGE_BYTES:  # of megabytes only the order is normalised: the rest takes a long call into C
+            return _sorted(split_object(body)[0])
         plain = msgspec.json.format(body, indent=-1)
         try:
             request = decode(plain)
@@ -97,5 +101,13 @@ def canonical(body: bytes) -> bytes | None:
         values, _ = split_object(plain)
     except (*DecodeErrors, ProxyError):
         return None
-    fields = [encode(key) + b":" + bytes(values[key]) for key in sorted(values) if key not in _APART]
-    return b"{" + b",".join(fields) + b"}"
+    return _sorted(values)
+
+
+def _sorted(values: Mapping[str, msgspec.Raw]) -> bytes:
+    """The object of `values` without `_APART`, in the order of its keys."""
+    parts: list[bytes | memoryview] = []
+    for key in sorted(values):
+        if key not in _APART:
+            parts += (b"%b%b:" % (b"," if parts else b"{", encode(key)), memoryview(values[key]))
+    return joined_bytes((*(parts or (b"{",)), b"}"))

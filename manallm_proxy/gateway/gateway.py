@@ -46,7 +46,7 @@ from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
-from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
+from manallm_proxy.gateway.reports import alias_list, find_model, health_report, in_turns, model_rows
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable, canonical_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_responses import SharedResponses
@@ -231,10 +231,11 @@ class Gateway:
 
     async def _models(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller = caller_of(request, self.generation)
-        rows = model_list(self.generation, caller)
+        rows = model_rows(self.generation, caller)
         if _is_anthropic(request):
-            return self.renderer.json(request, anthropic_list(rows))
-        return self.renderer.json(request, {"object": "list", "data": rows})
+            models = await in_turns(map(anthropic_model, rows))
+            return await self.renderer.long_json(request, anthropic_list(models))
+        return await self.renderer.long_json(request, {"object": "list", "data": await in_turns(rows)})
 
     async def _model(self, request: web.BaseRequest, wanted: str) -> web.Response:
         caller = caller_of(request, self.generation)

@@ -17,7 +17,7 @@ from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
-from manallm_proxy.gateway.reports import find_model, model_list
+from manallm_proxy.gateway.reports import find_model, in_turns, model_rows
 from manallm_proxy.gateway.route_table import RouteTable
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
@@ -62,10 +62,10 @@ class OllamaAPI:
 
     async def _tags(self, request: web.BaseRequest, _rest: str) -> web.Response:
         generation = self._generation
-        rows = model_list(generation, caller_of(request, generation))
-        rows = [row for row in rows if _is_shown(generation, row["id"])]
-        models = [self._listed(generation, row["id"], row["created"]).listed() for row in rows]
-        return self.renderer.json(request, {"models": models})
+        rows = model_rows(generation, caller_of(request, generation))
+        shown = (row for row in rows if _is_shown(generation, row["id"]))
+        models = (self._listed(generation, row["id"], row["created"]).listed() for row in shown)
+        return await self.renderer.long_json(request, {"models": await in_turns(models)})
 
     async def _running(self, request: web.BaseRequest, _rest: str) -> web.Response:
         """Always empty: only the servers themselves know which models are loaded."""

@@ -21,7 +21,8 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encoder
+from manallm_proxy.openai.large import LARGE_PARTS, free_aside, offload
 
 ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
@@ -77,6 +78,15 @@ class Renderer:
     def json(self, request: web.BaseRequest, value: object, status: int = 200) -> web.Response:
         """A JSON answer."""
         return self.raw(request, encode(value), "application/json", status)
+
+    async def long_json(self, request: web.BaseRequest, value: Mapping[str, object]) -> web.Response:
+        """A JSON answer with a list that may have thousands of rows: then it is written, and freed, in a thread."""
+        large = any(isinstance(each, list) and len(each) > LARGE_PARTS for each in value.values())
+        held = [value]
+        del value
+        body = await offload(large, encoder(large), held[0])
+        free_aside(held, large)
+        return self.raw(request, body, "application/json")
 
     def raw(self, request: web.BaseRequest, body: bytes, content_type: str, status: int = 200) -> web.Response:
         """An answer whose body is ready."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
@@ -18,22 +21,41 @@ from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.line import Line
 from manallm_proxy.routing.residency import Residency
 
+T = TypeVar("T")
+_A_TURN: Final = 100
+"""Rows made in one turn of the loop: two milliseconds where a key's patterns are matched with each."""
 SLOW: Final = "degraded_cpu"
 """The status of a model that is partly on the CPU."""
 
 
-def model_list(generation: Generation, caller: Caller | None = None) -> list[dict[str, Any]]:
+def model_rows(generation: Generation, caller: Caller | None = None) -> Iterator[dict[str, Any]]:
     """``GET /v1/models``: aliases first, then what each usable provider listed at its last probe. Never waits.
 
     A `caller` sees what its key allows.
     """
-    rows = [model_object(name, 0, "manallm") for name in generation.config.aliases]
+    for row in _all_rows(generation):
+        if caller is None or generation.may_use(caller, row["id"]):
+            yield row
+
+
+def _all_rows(generation: Generation) -> Iterator[dict[str, Any]]:
+    for name in generation.config.aliases:
+        yield model_object(name, 0, "manallm")
     now = generation.registry.clock()
     for provider, health in generation.registry.providers.items():
         if health.is_usable(now):
-            listed = generation.catalog.models(provider)
-            rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
-    return rows if caller is None else [row for row in rows if generation.may_use(caller, row["id"])]
+            for model in generation.catalog.models(provider):
+                yield model_object(f"{provider}/{model.id}", model.created, provider)
+
+
+async def in_turns(rows: Iterator[T]) -> list[T]:
+    """All `rows`, a few in each turn of the loop: each provider may list ten thousand models."""
+    found: list[T] = []
+    while some := list(islice(rows, _A_TURN)):
+        found += some
+        if len(some) == _A_TURN:
+            await asyncio.sleep(0)
+    return found
 
 
 def find_model(generation: Generation, wanted: str, caller: Caller | None = None) -> dict[str, Any] | None:

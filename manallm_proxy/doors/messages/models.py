@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 
-def anthropic_list(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``GET /v1/models``: all models on one page."""
-    data = [anthropic_model(row) for row in rows]
+def anthropic_list(data: list[dict[str, Any]]) -> dict[str, Any]:
+    """``GET /v1/models``: all models on one page. `data`: each as `anthropic_model` has it."""
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"data": data, "has_more": False, "first_id": first, "last_id": last}
 
