@@ -341,6 +341,14 @@ def test_shared_state_without_its_address_is_noted(loaded: Load) -> None:
     assert loaded(text.replace("REDIS_URL", "REDIS_URL:-redis://a"), A="").notes == ()
 
 
+def test_a_wrong_value_of_a_variable_names_it(mistakes: Told) -> None:
+    """The file has only its name, and nothing is wrong there; a default is in the file itself."""
+    text = "providers: {p: {kind: ollama, base_url: '${URL:-localhost}'}}\naliases: {}"
+    wrong = "providers.p.base_url: expected a URL with http:// or https:// and a host"
+    assert mistakes(text, URL="localhost:11434") == [f"{wrong} (the value of URL)"]
+    assert mistakes(text) == [wrong]
+
+
 def test_unset_key_leaves_a_provider_unconfigured(loaded: Load) -> None:
     """That is no mistake: it is listed, with the reason."""
     config = loaded("providers: {p: {kind: ollama, api_key: '${A}${B}'}}\naliases: {}")

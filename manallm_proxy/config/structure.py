@@ -181,7 +181,8 @@ def _hook(read: Reader) -> Hook:
         try:
             return read(value)
         except InvalidValue as error:
-            raise InvalidValue(f"{error}{slip(value)}") from None
+            source = f" (the value of {value.variable})" if isinstance(value, Filled) and value.variable else ""
+            raise InvalidValue(f"{error}{slip(value)}{source}") from None
 
     return checked
 

@@ -43,7 +43,9 @@ Report = Callable[[str], None]
 class Filled(str):
     """A value that was exactly one ``${NAME}``. Where a number is expected, it is read as YAML would read it."""
 
-    __slots__ = ()
+    __slots__ = ("variable",)
+    variable: str
+    """Its name; empty if the default was taken."""
 
     @property
     def scalar(self) -> str | int | float | bool | None:
@@ -165,6 +167,7 @@ class _Loader(StrictLoader):
 
     def _fill(self, text: str, node: yaml.Node) -> str | Unset:
         unset: list[str] = []
+        found_in: list[str] = []
 
         def value(match: re.Match[str]) -> str:
             name, default = match[1], match[2]
@@ -175,8 +178,10 @@ class _Loader(StrictLoader):
                     node, "a '${' that is neither ${NAME} nor ${NAME:-default} (write $${ for the characters)"
                 )
                 return ""
-            found = self._look_up(name, node) or default
-            if found is None:
+            found = self._look_up(name, node)
+            if found:
+                found_in.append(name)
+            elif (found := default) is None:
                 unset.append(name)
             return found or ""
 
@@ -184,7 +189,11 @@ class _Loader(StrictLoader):
         if unset:
             return Unset(tuple(dict.fromkeys(unset)))
         whole = _VARIABLE.fullmatch(text)
-        return Filled(filled) if whole is not None and whole[1] else filled
+        if whole is None or not whole[1]:
+            return filled
+        value_alone = Filled(filled)
+        value_alone.variable = "".join(found_in)
+        return value_alone
 
     def _look_up(self, name: str, node: yaml.Node) -> str | None:
         if folder := self.environ.get("CREDENTIALS_DIRECTORY"):
