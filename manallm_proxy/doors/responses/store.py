@@ -155,13 +155,13 @@ class MemoryStore:
                 yield
         self._records[owner, kept.id] = _Record(owner, kept, self.clock())
         self.size += _own(kept)
-        self.trim()
+        yield from self._trimming()
 
     def find(self, owner: Owner, id_: str) -> Stored | None:
         """See `Store.response`."""
         self.trim()
         record = self._records.get((owner, id_))
-        if record is None:
+        if record is None or self._is_expired(record):
             return None
         record.used_at = self.clock()
         self._records.move_to_end((owner, id_))
@@ -171,24 +171,36 @@ class MemoryStore:
         """See `Store.items`."""
         self.trim()
         found = {id_: self._names[owner, id_] for id_ in ids if (owner, id_) in self._names}
-        for response in dict.fromkeys(response for _, response in found.values()):
-            self.find(owner, response)
-        return {id_: data for id_, (data, _) in found.items()}
+        known = {response for _, response in found.values() if self.find(owner, response) is not None}
+        return {id_: data for id_, (data, response) in found.items() if response in known}
 
     def forget(self, owner: Owner, id_: str) -> bool:
         """See `Store.drop`."""
-        self._expire()
+        self.trim()
         record = self._records.pop((owner, id_), None)
         if record is None:
             return False
         self._release(record)
-        return True
+        return not self._is_expired(record)
 
     def trim(self) -> None:
-        """Removes expired responses, and then the least recently used until the rest fits."""
-        self._expire()
-        while self._records and self.size > self.bounds().memory:
-            self._release(self._records.popitem(last=False)[1])
+        """Removes expired responses, and the least recently used until the rest fits: of those with thousands of items
+        one, since that takes milliseconds; the next call goes on."""
+        next(self._trimming(), None)
+
+    def _trimming(self) -> Iterator[None]:
+        """See `trim`, in steps of as many items as others may wait for."""
+        items = 0
+        while self._records:
+            record = next(iter(self._records.values()))
+            if self.size <= self.bounds().memory and not self._is_expired(record):
+                return
+            self._records.popitem(last=False)
+            self._release(record)
+            items += len(record.stored.input) + len(record.stored.output)
+            if items > STEP:
+                items = 0
+                yield
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         return self.find(owner, id_)
@@ -199,12 +211,8 @@ class MemoryStore:
     async def drop(self, owner: Owner, id_: str) -> bool:
         return self.forget(owner, id_)
 
-    def _expire(self) -> None:
-        oldest = self.clock() - self.bounds().ttl
-        while self._records:
-            if next(iter(self._records.values())).used_at > oldest:
-                return
-            self._release(self._records.popitem(last=False)[1])
+    def _is_expired(self, record: _Record) -> bool:
+        return record.used_at <= self.clock() - self.bounds().ttl
 
     def _share(self, data: bytes) -> bytes:
         """Stores an item, or counts one more use of an equal one. Returns the stored bytes."""
