@@ -36,11 +36,12 @@ async function looped(client) {
   }
   return said;
 }
+const streamed = (model) => streamText({ model, messages }).text;
 const CLIENTS = {
   'Node openai': () => looped(new OpenAI(own)),
   'Node groq-sdk': () => looped(new Groq(own)),
-  'AI SDK, openai-compatible': () => streamText({ model: createOpenAICompatible({ name: 'x', ...own })('m'), messages }).text,
-  'AI SDK, openai': () => streamText({ model: createOpenAI(own).chat('m'), messages }).text,
+  'AI SDK, openai-compatible': () => streamed(createOpenAICompatible({ name: 'x', ...own })('m')),
+  'AI SDK, openai': () => streamed(createOpenAI(own).chat('m')),
 };
 const seen = {};
 for (const [name, ask] of Object.entries(CLIENTS)) {
