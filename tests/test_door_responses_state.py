@@ -22,11 +22,13 @@ from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
+from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.process.worker_messages import Answer, AskOne, ForwardedQuestion, PartOne, Ping
 from manallm_proxy.process.workers import WorkerManager
 from tests.described import conforms
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.responses import Clock, Opened
+from tests.stall import raw_post
 from tests.upstreams import answers, each, upstream
 
 USER = {"role": "user", "content": "hi"}
@@ -263,6 +265,31 @@ async def test_a_long_response_is_shown_beside_the_loop(tmp_path: Path, monkeypa
                 assert threads == {here}
                 threads.clear()
             assert len(shown["data"][0]["content"][0]["text"]) == size
+
+
+async def test_a_long_response_is_sent_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many megabytes as the socket takes would be copied in one turn; HEAD sends none of them."""
+    parts: list[int] = []
+    put = RawResponse.put
+
+    def noting(self: RawResponse, data: Any, *, last: bool = True) -> None:
+        parts.append(len(data))
+        put(self, data, last=last)
+
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        text = "x" * 3 * 2**20
+        asked = json.dumps({"input": [{"role": "user", "content": text}]}).encode()
+        said = json.loads((await raw_post(p.port, "/v1/responses", asked)).partition(b"\r\n\r\n")[2])
+        path = f"/v1/responses/{said['id']}/input_items"
+        monkeypatch.setattr(RawResponse, "put", noting)
+        _, shown = await p.get(path)
+        assert shown["data"][0]["content"][0]["text"] == text
+        assert sum(parts) > len(text)
+        assert max(parts) <= 2**20
+        async with p.client.head(p.url + path) as head:
+            assert (head.status, await head.read()) == (200, b"")
+            assert int(head.headers["Content-Length"]) > len(text)
+        assert (await p.get("/v1/models"))[0] == 200
 
 
 async def test_workers_find_what_another_keeps() -> None:

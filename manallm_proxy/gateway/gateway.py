@@ -229,7 +229,7 @@ class Gateway:
         response.headers["Allow"] = allowed
         return response
 
-    async def _models(self, request: web.BaseRequest, _rest: str) -> web.Response:
+    async def _models(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
         caller = caller_of(request, self.generation)
         rows = model_rows(self.generation, caller)
         if _is_anthropic(request):

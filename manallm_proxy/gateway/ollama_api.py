@@ -60,7 +60,7 @@ class OllamaAPI:
         caller_of(request, self._generation)
         return self.renderer.json(request, {"version": VERSION})
 
-    async def _tags(self, request: web.BaseRequest, _rest: str) -> web.Response:
+    async def _tags(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
         generation = self._generation
         rows = model_rows(generation, caller_of(request, generation))
         shown = (row for row in rows if _is_shown(generation, row["id"]))

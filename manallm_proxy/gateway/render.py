@@ -21,8 +21,10 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
+from manallm_proxy.http_server.body_writer import write_json
+from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.openai.json_object import encode, encoder
-from manallm_proxy.openai.large import LARGE_PARTS, free_aside, offload
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, free_aside, offload
 
 ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
@@ -79,14 +81,28 @@ class Renderer:
         """A JSON answer."""
         return self.raw(request, encode(value), "application/json", status)
 
-    async def long_json(self, request: web.BaseRequest, value: Mapping[str, object]) -> web.Response:
+    async def long_json(self, request: web.BaseRequest, value: Mapping[str, object]) -> web.StreamResponse:
         """A JSON answer with a list that may have thousands of rows: then it is written, and freed, in a thread."""
         large = any(isinstance(each, list) and len(each) > LARGE_PARTS for each in value.values())
         held = [value]
         del value
         body = await offload(large, encoder(large), held[0])
         free_aside(held, large)
-        return self.raw(request, body, "application/json")
+        return await self.long(request, body)
+
+    async def long(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
+        """A JSON answer whose body is ready, and may be megabytes: then it is sent in portions, others in between.
+
+        Raises ConnectionResetError if the client left meanwhile.
+        """
+        if len(body) <= LARGE_BYTES:
+            return self.raw(request, body, "application/json")
+        headers = {**self.common_headers(request), "Content-Type": "application/json"}
+        if request.method == "HEAD":
+            return _response(b"", 200, {**headers, "Content-Length": str(len(body))})
+        response = RawResponse(request, headers, len(body))
+        await write_json(request, response, body, self.serving.generation.config.limits)
+        return response
 
     def raw(self, request: web.BaseRequest, body: bytes, content_type: str, status: int = 200) -> web.Response:
         """An answer whose body is ready."""

@@ -27,13 +27,13 @@ class StoredResponses:
     renderer: Renderer
     store: Store
 
-    async def get(self, request: web.BaseRequest, id_: str) -> web.Response:
+    async def get(self, request: web.BaseRequest, id_: str) -> web.StreamResponse:
         """The response. Raises InvalidRequest for ``stream=true``: it is not streamed again."""
         if request.query.get("stream", "false") != "false":
             raise InvalidRequest("a response that is over is not streamed again: leave 'stream' out", param="stream")
         return await self._shown(request, id_, response_view)
 
-    async def input_items(self, request: web.BaseRequest, id_: str) -> web.Response:
+    async def input_items(self, request: web.BaseRequest, id_: str) -> web.StreamResponse:
         """A page of the input items that led to it."""
         page = Page.read(request.query)
         return await self._shown(request, id_, partial(input_view, page=page))
@@ -46,13 +46,13 @@ class StoredResponses:
 
     async def _shown(
         self, request: web.BaseRequest, id_: str, view: Callable[[Stored], dict[str, Any]]
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         stored = await self.store.response(self._owner(request), id_)
         if stored is None:
             raise ResponseNotFound(id_)
         large = are_large(stored.input) or are_large(stored.output)
         body = await offload(large, lambda: encoder(large)(view(stored)))
-        return self.renderer.raw(request, body, "application/json")
+        return await self.renderer.long(request, body)
 
     def _owner(self, request: web.BaseRequest) -> str | None:
         caller = caller_of(request, self.serving.generation)
