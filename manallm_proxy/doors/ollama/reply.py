@@ -23,7 +23,7 @@ from manallm_proxy.openai.assistant_message import image_link
 from manallm_proxy.openai.call_arguments import Arguments, begins_another
 from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.joined import joined_bytes
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.json_object import DecodeErrors, decode_text
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
@@ -255,10 +255,10 @@ class GenerateReply(LinesReply):
 
 def _object(text: str) -> Fields | None:
     """A call's arguments, decoded; an empty text is an empty object. None if they are not an object."""
-    if not text.strip():
+    if not text or text.isspace():
         return {}
     try:
-        value = decode_leniently(text.encode())
+        value = decode_text(text)
     except (*DecodeErrors, UnicodeEncodeError):
         return None
     return value if isinstance(value, dict) else None

@@ -13,7 +13,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sliced
-from manallm_proxy.openai.deferred_free import free_later
+from manallm_proxy.openai.deferred_free import free_in_pieces
 from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.json_object import (
     DecodeErrors,
@@ -149,13 +149,14 @@ def _decoded_large(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     fields = decode_leniently(body)
     calls: list[Any] = []
     if isinstance(fields, dict) and isinstance(said := fields.get("message"), dict):
-        free_later(calls := said.pop("tool_calls", None) or [])
+        calls = said.pop("tool_calls", None) or []
     found: _T = msgspec.convert(fields, decoder.type)
     if isinstance(found, Reply) and found.message is not None and calls:
         found.message.tool_calls = [
             ToolCalled(Function(call.function.name, msgspec.Raw(encode_whole(call.function.arguments))), call.id)
             for call in rows_of(_LargeCall, calls)
         ]
+        free_in_pieces(calls)
     return found
 
 
