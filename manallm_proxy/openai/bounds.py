@@ -238,12 +238,13 @@ def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:
     _refuse_many(lists, most)
     if len(values) > bounds.keys or sum(map(len, lists)) > bounds.messages:
         return None
-    opened = _opened(body)
-    if sum(map(_opened, texts)) + 1 != opened:  # a duplicate key, or one with a brace
-        return None
     members = [bytes(member) for each in lists for member in each]
     members += [text for text in texts if text[:1] != b"["]
-    return opened if max(map(_opened, members), default=0) + 2 <= bounds.depth else None
+    opened = _opened(body)
+    if _opened(b"".join(members)) + len(lists) + 1 != opened:  # a duplicate key, or one with a brace
+        return None
+    longer = (member for member in members if len(member) + 2 > bounds.depth)  # the others cannot be nested so deeply
+    return opened if max(map(_opened, longer), default=0) + 2 <= bounds.depth else None
 
 
 def _structure(body: bytes) -> Iterator[bytes]:
