@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -62,16 +63,26 @@ LIBRARIES = {
 }
 """The packages through which a library enters."""
 FILES = sorted(PACKAGE.rglob("*.py"))
+BLOCKS = {"body", "orelse", "finalbody", "handlers", "cases"}
+"""The fields of a node that hold statements, or what has such fields."""
 
 
 def package(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def statements(block: ast.AST) -> Iterator[ast.AST]:
+    """All below `block`. No expression holds an import, and to walk these takes five times as long."""
+    for name in BLOCKS.intersection(block._fields):
+        for each in getattr(block, name):
+            yield each
+            yield from statements(each)
+
+
 @cache
 def imports(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -40,8 +41,9 @@ class Asked:
 
 def a_day(load: float, hours: float, seed: int) -> list[Asked]:
     """In order of arrival; on average `load` times what the box can do. The night is quiet."""
-    dice = random.Random(seed)
-    mean = sum(_asked(0.0, dice).seconds for _ in range(20_000)) / 20_000
+    mean, thrown = _mean(seed)
+    dice = random.Random()
+    dice.setstate(thrown)
     followers = BURST * sum(FOLLOWERS) / 2
     rate, end = load / mean / (1 + followers), hours * 3600
     made: list[Asked] = []
@@ -53,6 +55,13 @@ def a_day(load: float, hours: float, seed: int) -> list[Asked]:
         if dice.random() < BURST:
             made += [_asked(now + dice.uniform(0, BURST_SECONDS), dice) for _ in range(dice.randint(*FOLLOWERS))]
     return sorted(made, key=lambda asked: asked.at)
+
+
+@cache
+def _mean(seed: int) -> tuple[float, tuple[Any, ...]]:
+    """Seconds of a request, and the dice after that was found out."""
+    dice = random.Random(seed)
+    return sum(_asked(0.0, dice).seconds for _ in range(20_000)) / 20_000, dice.getstate()
 
 
 def _share(now: float, end: float) -> float:
