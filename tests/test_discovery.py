@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.cli import discovery
+from manallm_proxy.cli import discovery, server_scan
 from manallm_proxy.cli.discovery import MODELS, TAGS, Candidate, Reply, Server, candidates, identify, url_of_host
 from manallm_proxy.cli.server_scan import scan_servers
 from manallm_proxy.config.load import load
@@ -203,6 +203,7 @@ async def test_odd_servers_cost_a_second_and_a_line(monkeypatch: pytest.MonkeyPa
         async with upstream(llama_server) as fine:
             usual = [(odd.port, "lmstudio"), (drip.port, "llamacpp"), (many.port, "vllm"), (fine.port, "llamacpp")]
             monkeypatch.setattr(discovery, "USUAL", usual)
+            monkeypatch.setattr(server_scan, "LONGEST", 3.0)  # beside 20 MB that are made, sent and read in this loop
             began = asyncio.get_running_loop().time()
             around = await scan_servers({"OLLAMA_HOST": f"127.0.0.1:{free_port()}"})
             assert asyncio.get_running_loop().time() - began < 10

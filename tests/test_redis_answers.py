@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import pickle
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -148,11 +147,12 @@ def has_told(gate: Proxy, times: int, detail: str = "") -> bool:
 
 
 async def asked(gate: Proxy, **more: Any) -> tuple[str, float]:
-    """What the header says of one chat, and the seconds it took."""
-    began = time.perf_counter()
+    """What the header says of one chat, and the seconds it took by the loop's clock."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
     status, _, headers = await gate.chat(model="mana/test", **more)
     assert status == 200
-    return headers["x-mana-llm-cache"], time.perf_counter() - began
+    return headers["x-mana-llm-cache"], clock() - began
 
 
 async def test_whatever_happens_to_it_no_request_fails(redis: RedisServer, tmp_path: Path) -> None:
@@ -169,13 +169,13 @@ async def test_whatever_happens_to_it_no_request_fails(redis: RedisServer, tmp_p
                 harm()
                 told = [await asked(gate) for _ in range(20)]
                 assert {cache for cache, _ in told} == {"miss"}
-                assert max(seconds for _, seconds in told) < PATIENCE + 0.25
+                assert max(seconds for _, seconds in told) < 2 * PATIENCE + 0.25  # twice: this process may be busy
                 assert sorted(seconds for _, seconds in told)[10] < PATIENCE, "one waits, the others do not"
                 await until(partial(has_told, gate, before + 1))
                 mend()
-                began = time.perf_counter()
-                while (await asked(gate))[0] != "hit":
-                    assert time.perf_counter() - began < AGAIN + 1
+                async with asyncio.timeout(AGAIN + 5):  # a second on a machine of one's own
+                    while (await asked(gate))[0] != "hit":
+                        pass
                 await until(partial(has_told, gate, before + 2))
             assert [row["event"] for row in lines(gate)] == ["shared state is away", "shared state is back"] * 2
             assert "redis.sock" in lines(gate)[0]["server"]
@@ -250,9 +250,9 @@ async def test_no_connection_outlives_its_client(redis: RedisServer, monkeypatch
     assert redis.client().info("stats")["total_connections_received"] > seen + 30
 
 
-async def test_closing_ends_also_where_a_ping_takes_no_notice() -> None:
+async def test_closing_ends_also_where_a_ping_takes_no_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library may take a cancellation for a failure of its own; then the server is asked no more."""
-
+    monkeypatch.setattr(link, "AGAIN", 60.0)  # no ping ends by itself
     opened: list[Any] = []
     shut: list[Any] = []
 
@@ -268,7 +268,7 @@ async def test_closing_ends_also_where_a_ping_takes_no_notice() -> None:
         async def ping(self) -> None:
             Deaf.pings += 1
             try:
-                await asyncio.sleep(0.2)
+                await asyncio.Event().wait()
             except asyncio.CancelledError:
                 raise ConnectionError from None
 

@@ -100,11 +100,10 @@ async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: s
                 os.close(writes)
                 if reads >= 0:
                     stack.callback(os.close, reads)
-            started = asyncio.get_running_loop().time()
             for _ in range(300 if where == "nobody reads" else 100):  # a pipe holds 64 KiB, which is 200 requests
-                async with session.post(f"{url}/v1/chat/completions", json={"messages": []}) as response:
-                    assert response.status == 200
-            assert asyncio.get_running_loop().time() - started < 20
+                async with asyncio.timeout(20):  # of each: how long all take depends on who else has the processors
+                    async with session.post(f"{url}/v1/chat/completions", json={"messages": []}) as response:
+                        assert response.status == 200
 
 
 async def test_stalled_readers_cost_a_mebibyte_each(tmp_path: Path) -> None:
