@@ -14,6 +14,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import encode, encode_whole
+from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import EMBEDDING, read_summary
 from manallm_proxy.openai.vectors import vector_text
 
@@ -31,9 +32,9 @@ class EmbeddingsDoor:
         summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING, client.short), stream=False)
         span = summary.spans.get("encoding_format")
         as_base64 = span is not None and body[span[0] : span[1]] == b'"base64"'
-        return Call(Endpoint.EMBEDDINGS, summary, body, client.request_id), EmbeddingsReply(
-            summary, as_base64=as_base64
-        )
+        large = is_large(body)  # ten thousand short texts have few bytes, and no brackets
+        call = Call(Endpoint.EMBEDDINGS, summary, body, client.request_id, is_large=large)
+        return call, EmbeddingsReply(summary, as_base64=as_base64)
 
 
 def _as_it_is(vector: Sequence[float]) -> Sequence[float]:
