@@ -102,7 +102,7 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 url = f"http://127.0.0.1:{server.server_port}"
 own = {"base_url": url, "api_key": "none", "max_retries": 0}
 seen = {"Python openai": looped(OpenAI(**own)), "Python groq": looped(Groq(**own))}
-node = subprocess.run(["node", sys.argv[1], f"{url}/v1"], stdout=subprocess.PIPE, check=True, timeout=60)
+node = subprocess.run(["node", sys.argv[1], f"{url}/v1"], stdout=subprocess.PIPE, check=True, timeout=200)
 seen |= json.loads(node.stdout)
 outcome = {}
 for name, (said, seconds) in seen.items():
@@ -120,5 +120,5 @@ if outcome != expected:
     sys.exit("CHANGED: what follows [DONE] is no longer taken as stated")
 PY
 
-timeout 90 "$work/venv/bin/python" "$work/probe.py" "$work/ask.mjs" 2>"$work/log" ||
+timeout 300 "$work/venv/bin/python" "$work/probe.py" "$work/ask.mjs" 2>"$work/log" ||
   { cat "$work/log" >&2; echo "not as stated, or not done in time" >&2; exit 1; }

@@ -104,5 +104,5 @@ if seen != expected:
     sys.exit("CHANGED: what was counted is no longer as stated")
 PY
 
-timeout 60 "$work/venv/bin/python" "$work/probe.py" 2>"$work/log" ||
+timeout 300 "$work/venv/bin/python" "$work/probe.py" 2>"$work/log" ||
   { cat "$work/log" >&2; echo "not as stated, or not done in time" >&2; exit 1; }

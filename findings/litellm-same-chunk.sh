@@ -94,5 +94,5 @@ if seen != expected:
     sys.exit("CHANGED: what is broken off is no longer as stated")
 PY
 
-timeout 120 "$work/venv/bin/python" "$work/probe.py" 2>"$work/log" ||
+timeout 300 "$work/venv/bin/python" "$work/probe.py" 2>"$work/log" ||
   { tail -n 20 "$work/log" >&2; echo "not as stated, or not done in time" >&2; exit 1; }

@@ -111,5 +111,5 @@ if seen != EXPECTED:
     sys.exit("CHANGED: the messages above are no longer as stated")
 PY
 
-timeout 60 "$work/venv/bin/python" "$work/probe.py" 2>"$work/log" ||
+timeout 300 "$work/venv/bin/python" "$work/probe.py" 2>"$work/log" ||
   { cat "$work/log" >&2; echo "not as stated, or not done in time" >&2; exit 1; }

@@ -105,7 +105,7 @@ def pydantic_ai(url):
 
 def langchain_node(url):
     command = ["node", sys.argv[1], url]
-    return tuple(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=30).stdout))
+    return tuple(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout))
 
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
@@ -123,5 +123,5 @@ if seen != expected:
     sys.exit("CHANGED: what was counted is no longer as stated")
 PY
 
-timeout 90 "$work/venv/bin/python" "$work/probe.py" "$work/ask.mjs" 2>"$work/log" ||
+timeout 300 "$work/venv/bin/python" "$work/probe.py" "$work/ask.mjs" 2>"$work/log" ||
   { cat "$work/log" >&2; echo "not as stated, or not done in time" >&2; exit 1; }
