@@ -6,7 +6,7 @@ import base64
 import binascii
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.errors import InvalidRequest
@@ -18,12 +18,14 @@ ODD = st.text("QUJD+/=-_ \n\u00e9", max_size=40)
 
 
 @given(TEXTS | ODD | st.tuples(TEXTS, TEXTS).map("".join))
+@example("QUJD=")
 def test_in_slices_as_in_one_go(text: str) -> None:
-    """Padding is at the end alone, and each slice is looked at."""
+    """Padding is at the end alone and makes four characters whole, and each slice is looked at."""
     try:
         wanted = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         wanted = b""
+    wanted = b"" if len(text) % 4 else wanted
     with pytest.MonkeyPatch.context() as patch:
         for size in (4, 8, 1024):
             patch.setattr(base64_text, "_SLICE", size)

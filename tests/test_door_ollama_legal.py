@@ -32,7 +32,10 @@ names = st.sampled_from(["weather", "add", "x"])
 scalars = st.none() | st.booleans() | st.integers() | words
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2))
 objects = st.dictionaries(words, values, max_size=3)
-images = st.lists(st.binary(min_size=1, max_size=8).map(lambda raw: base64.b64encode(raw).decode()), max_size=2)
+unread = (b"GIF8", b"BM")
+"""Of pictures that Ollama does not read."""
+pictures = st.binary(min_size=1, max_size=8).filter(lambda raw: not raw.startswith(unread))
+images = st.lists(pictures.map(lambda raw: base64.b64encode(raw).decode()), max_size=2)
 options = st.fixed_dictionaries(
     {},
     optional={
@@ -156,6 +159,16 @@ def test_an_id_is_claimed_within_its_turn() -> None:
     results = [row["tool_call_id"] for row in read if row["role"] == "tool"]
     made = [call["id"] for row in read for call in row.get("tool_calls", ())]
     assert results == [made[0], made[1], made[3], made[2]]
+
+
+def test_a_result_that_names_nothing_takes_no_call_that_another_names() -> None:
+    """In whatever order they come: the first would take the first call, and the last find its own taken."""
+    names = ("add", "add", "weather")
+    calls = [{"id": f"call0000{n}", "function": {"name": name}} for n, name in enumerate(names, 1)]
+    named: list[dict[str, str]] = [{}, {"tool_name": "add"}, {"tool_call_id": "call00002"}]
+    results = [{"role": "tool", "content": "", **each} for each in named]
+    read = Conversation().read([{"role": "assistant", "tool_calls": calls}, *results])
+    assert [row["tool_call_id"] for row in read[1:]] == ["call00003", "call00001", "call00002"]
 
 
 @given(chats)

@@ -16,6 +16,8 @@ _OTHERS: Final = "-_\n\r"
 
 def first_bytes(text: str, start: int = 0) -> bytes:
     """The first decoded bytes; empty if ``text[start:]`` is not base64 (RFC 4648, section 4: padded, in one line)."""
+    if (len(text) - start) % 4:  # `a2b_base64` takes "QUJD=", as a whole
+        return b""
     first = b""
     for at in range(start, len(text), _SLICE):
         try:

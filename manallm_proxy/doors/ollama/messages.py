@@ -6,13 +6,13 @@ object, and a tool result need not say which call it answers: it has the tool's 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.records import define
+from manallm_proxy.doors.ollama.results import Called, Result, answered_calls
 from manallm_proxy.openai.assistant_message import image_rows, without_image_links
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
@@ -21,6 +21,8 @@ from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 _ROLES: Final = ("system", "user", "assistant", "tool")
+_NAMES: Final = ("tool_call_id", "tool_name", "name")
+"""By what a tool result names its call."""
 _MEDIA: Final = (
     (b"\x89PNG", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -29,60 +31,6 @@ _MEDIA: Final = (
     (b"BM", "image/bmp"),
 )
 """Media types by the first bytes: a data URI needs the type, which Ollama's API leaves out."""
-
-
-@define
-class _Pending:
-    """A tool call without a result yet: the client's id (may be empty), the tool, the id that the provider gets."""
-
-    given: str
-    name: str
-    id: str
-    is_claimed: bool
-    """A result names its id: results without an id are for the others, as long as there are some."""
-
-    @property
-    def keys(self) -> tuple[tuple[str, str], ...]:
-        """What a result can find it by."""
-        group = "claimed" if self.is_claimed else "free"
-        return ("id", self.given), (group, self.name), (group, "")
-
-
-@define
-class _PendingCalls:
-    """The calls of one turn that have no result yet, by all that a result can find them by: a turn may have thousands.
-
-    An `OrderedDict`, since a plain one finds its first key slowly once many before it were removed.
-    """
-
-    _found_by: dict[tuple[str, str], OrderedDict[str, _Pending]] = field(factory=dict)
-    _with_id: int = 0
-    """How many of them have an id of the client's."""
-
-    def clear(self) -> None:
-        self._found_by.clear()
-        self._with_id = 0
-
-    def add(self, call: _Pending) -> None:
-        self._with_id += bool(call.given)
-        for key in call.keys:
-            self._found_by.setdefault(key, OrderedDict())[call.id] = call
-
-    def pop(self, id_: str, name: str) -> _Pending | None:
-        """Removes and returns the call that a result answers; see `Conversation._answered_call`."""
-        ways = [("id", id_)] if id_ else []
-        if name:
-            ways += [("free", name), ("claimed", name)]
-        if not (id_ and self._with_id):
-            ways += [("free", ""), ("claimed", "")]
-        found = next((calls for way in ways if (calls := self._found_by.get(way))), None)
-        if found is None:
-            return None
-        call = next(iter(found.values()))
-        self._with_id -= bool(call.given)
-        for key in dict.fromkeys(call.keys):
-            del self._found_by[key][call.id]
-        return call
 
 
 @define
@@ -95,21 +43,22 @@ class Conversation:
 
     _given: set[str] = field(factory=set)
     """All ids in the client's messages, which generated ids must not repeat."""
-    _claimed: set[str] = field(factory=set)
-    """Ids of the latest turn's calls that a result names: clients restart their ids with each turn."""
     _used: set[str] = field(factory=set)
     _count: int = 0
-    _pending: _PendingCalls = field(factory=_PendingCalls)
+    _turn: list[Called] = field(factory=list)
+    """The calls of the latest turn that has any; its results come before the next such turn."""
 
     def read(self, messages: list[Any]) -> list[Fields]:
         """OpenAI's messages. Raises InvalidRequest, with ``param``, for what Ollama refuses, and for a tool result
         without a call."""
         rows = all_of(dict, messages, "messages")
         self._given = {id_ for row in rows for id_ in _given_ids(row)}
-        claims, read = _claims(rows), []
+        results, read = _results(rows), []
+        answered: dict[int, str] = {}
         for n, row in enumerate(rows):
-            self._claimed = claims.get(n, self._claimed)
-            read.append(self._message(row, f"messages[{n}]."))
+            read.append(self._message(row, f"messages[{n}].", answered.get(n)))
+            if n in results:
+                answered = answered_calls(self._turn, results[n])
         return read
 
     @staticmethod
@@ -121,7 +70,8 @@ class Conversation:
             origins.add(path, places_of(row.get("content"), row.get("images"), path))
         return origins
 
-    def _message(self, message: Fields, path: str) -> Fields:
+    def _message(self, message: Fields, path: str, answered: str | None) -> Fields:
+        """`answered`: the id of the call that the message is the result of, if it is one."""
         role = required(message, "role", str, path).lower()
         if role not in _ROLES:
             raise wrong(path + "role", " or ".join(repr(known) for known in _ROLES))
@@ -136,12 +86,11 @@ class Conversation:
             if calls := optional(message, "tool_calls", list, path):
                 said["tool_calls"] = self._calls(calls, path + "tool_calls")
         if role == "tool":
-            said["tool_call_id"] = self._answered_call(message, path)
+            said["tool_call_id"] = answered or _answers_none(message, path)
         return said
 
     def _calls(self, calls: list[Any], path: str) -> list[Fields]:
-        """A turn's calls. Results come before the next calls, so older calls are no longer pending."""
-        self._pending.clear()
+        self._turn = []
         return [self._call(call, f"{path}[{n}].") for n, call in enumerate(all_of(dict, calls, path))]
 
     def _call(self, call: Fields, path: str) -> Fields:
@@ -149,13 +98,13 @@ class Conversation:
         name = required(function, "name", str, path + "function.")
         arguments = optional(function, "arguments", dict, path + "function.") or {}
         given = optional(call, "id", str, path) or ""
-        pending = _Pending(given, name, self._id(given), given in self._claimed)
-        self._pending.add(pending)
+        id_ = self._id(given)
+        self._turn.append(Called(given, name, id_))
         try:
             text = json_text(arguments)
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply") from None
-        return {"id": pending.id, "type": "function", "function": {"name": name, "arguments": text}}
+        return {"id": id_, "type": "function", "function": {"name": name, "arguments": text}}
 
     def _id(self, given: str) -> str:
         """The client's own id at its first occurrence, else a new one."""
@@ -168,30 +117,31 @@ class Conversation:
             if made not in self._given:
                 return made
 
-    def _answered_call(self, message: Fields, path: str) -> str:
-        """The id of the call that a result answers: by id, else by the tool's name, else the next one in order.
 
-        Ids take precedence over order: if the pending calls have ids and none matches, the result answers no call.
-        """
-        id_ = optional(message, "tool_call_id", str, path) or ""
-        name = optional(message, "tool_name", str, path) or optional(message, "name", str, path) or ""
-        found = self._pending.pop(id_, name)
-        if found is None:
-            what = f": '{(id_ or name)[:64]}'" if id_ or name else ""
-            raise InvalidRequest(f"'{path[:-1]}' answers no tool call before it{what}", param=path[:-1])
-        return found.id
+def _results(rows: list[Fields]) -> dict[int, dict[int, Result]]:
+    """By index of each turn with calls: the results up to the next such turn, by their own indices."""
+    results: dict[int, dict[int, Result]] = {}
+    latest: dict[int, Result] = {}
+    for n, row in enumerate(rows):
+        if row.get("tool_calls"):
+            latest = results[n] = {}
+        elif str(row.get("role")).lower() == "tool":
+            latest[n] = _named(row)
+    return results
 
 
-def _claims(rows: list[Fields]) -> dict[int, set[str]]:
-    """By index of each turn with calls: the ids that results name, up to the next such turn."""
-    claims: dict[int, set[str]] = {}
-    named: set[str] = set()
-    for n in range(len(rows) - 1, -1, -1):
-        if rows[n].get("tool_calls"):
-            claims[n], named = named, set()
-        elif isinstance(id_ := rows[n].get("tool_call_id"), str) and id_:
-            named.add(id_)
-    return claims
+def _named(result: Fields) -> Result:
+    """What a result names, where that is a string: anything else is refused once it is its turn."""
+    id_, *names = (value if isinstance(value, str) else "" for value in map(result.get, _NAMES))
+    return Result(id_, next(filter(None, names), ""))
+
+
+def _answers_none(result: Fields, path: str) -> NoReturn:
+    """Raises InvalidRequest."""
+    id_, *names = [optional(result, key, str, path) or "" for key in _NAMES]
+    named = id_ or next(filter(None, names), "")
+    what = f": '{named[:64]}'" if named else ""
+    raise InvalidRequest(f"'{path[:-1]}' answers no tool call before it{what}", param=path[:-1])
 
 
 def _given_ids(message: Fields) -> list[str]:
