@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -77,9 +77,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     def give(worker: Worker) -> None:
         stops = session.shouldfail or session.shouldstop
         many = 0 if stops else min(LARGEST, len(todo), len(todo) // (SHARE * forks) + 1)
-        tests = [todo.popleft() for _ in range(many)]
-        while tests and todo and _share(session.items[tests[-1]], session.items[todo[0]]):
-            tests.append(todo.popleft())
+        tests = _taken(session.items, todo, many, from_end=worker.number % 3 == 2)
         worker.tests += tests
         worker.pipe.send(tests)
 
@@ -116,6 +114,24 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if session.shouldstop:
         raise session.Interrupted(session.shouldstop)
     return True
+
+
+def _taken(items: Sequence[pytest.Item], todo: deque[int], many: int, from_end: bool) -> list[int]:
+    """The next of `todo` in their order, with all others of a file whose tests belong together.
+
+    A third of the workers begin at the end: the first tests are those that wait for others (conftest.py), and the
+    processors are theirs meanwhile who only compute.
+    """
+    taken: deque[int] = deque()
+    for _ in range(many):
+        taken.appendleft(todo.pop()) if from_end else taken.append(todo.popleft())
+    if from_end:
+        while taken and todo and _share(items[todo[-1]], items[taken[0]]):
+            taken.appendleft(todo.pop())
+    else:
+        while taken and todo and _share(items[taken[-1]], items[todo[0]]):
+            taken.append(todo.popleft())
+    return list(taken)
 
 
 def _share(one: pytest.Item, other: pytest.Item) -> bool:

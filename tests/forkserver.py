@@ -124,6 +124,7 @@ def _writer(number: int, errors: str) -> io.TextIOWrapper:
 if __name__ == "__main__":
     atexit.register(end_at_once)  # the first to be registered, and so the last to be called
     own, number, *modules = sys.argv
+    gc.disable()  # of what is imported nothing is garbage
     for name in modules or NEEDED:
         importlib.import_module(name)
     if not modules:
@@ -132,6 +133,7 @@ if __name__ == "__main__":
         assert is_fine, said.getvalue()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, whose end ends this process
     gc.freeze()
+    gc.enable()
     if (given := serve(socket.socket(fileno=int(number)))) is not None:
         sys.argv[:] = given
         if given[0] == own:
