@@ -53,6 +53,7 @@ from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.gateway.status_page import wants_html
 from manallm_proxy.gateway.stored_responses import StoredResponses
 from manallm_proxy.http_server import web
+from manallm_proxy.observe.aioprometheus_internals import TEXT_CONTENT_TYPE
 from manallm_proxy.observe.live_feed import LiveFeed
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.openai.errors import error_body
@@ -103,11 +104,11 @@ class AllWorkers(Protocol):
 
 @define(eq=False)
 class Gateway:
-    """Takes every request to its handler. ``render_metrics`` returns body and content type."""
+    """Takes every request to its handler. ``scraped``: the metrics as of now; called, in a thread, for their text."""
 
     serving: Serving
     observe: Observer
-    render_metrics: Callable[[], tuple[bytes, str]]
+    scraped: Callable[[], Callable[[], bytes]]
     requests: RequestLog
     feed: LiveFeed
     workers: AllWorkers | None = None
@@ -269,10 +270,9 @@ class Gateway:
         if not self.generation.config.metrics.enabled:
             raise UnknownRoute("metrics are switched off (metrics.enabled)")
         caller_of(request, self.generation, admin=True)
-        body, content_type = self.render_metrics()
-        if self.workers is not None and (of_all := await self.workers.ask("metrics")) is not None:
-            body = of_all.encode()
-        return self.renderer.raw(request, body, content_type)
+        of_all = await self.workers.ask("metrics") if self.workers is not None else None
+        body = of_all.encode() if of_all is not None else await asyncio.to_thread(self.scraped())
+        return self.renderer.raw(request, body, TEXT_CONTENT_TYPE)
 
     async def _description(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.raw(request, await asyncio.to_thread(description), "application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any, Final, Literal, Protocol
 
@@ -78,7 +79,7 @@ class Operators:
     async def _all(self) -> list[dict[str, Any]]:
         """The recent requests of all workers, newest first."""
         if self.workers is None or (parts := await self.workers.ask("requests")) is None:
-            return self.log.rows()
+            return await asyncio.to_thread(self.log.rows)
         rows = [row for part in msgspec.json.decode(parts) for row in part]
         rows.sort(key=lambda row: str(row["time"]), reverse=True)
         return rows[: request_filters.MOST]

@@ -14,8 +14,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import copy
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from aioprometheus.collectors import Counter, Gauge, Histogram
 from aioprometheus.collectors import Registry as Registry
@@ -25,21 +26,34 @@ from aioprometheus.formats.text import TextFormatter
 Labels = tuple[str, ...]
 
 
-class CounterFamily(Counter):
-    """A counter: its label names, and its values by label values."""
+class _Numbers:
+    """What counters and gauges have in common: their label names, and their values by label values."""
 
-    def __init__(self, name: str, doc: str, labels: Labels, registry: Registry) -> None:
-        super().__init__(name, doc, registry=registry)
-        self.labels = labels
-        self.numbers: dict[Labels, float] = defaultdict(float)
+    labels: Labels
+    numbers: dict[Labels, float]
+
+    def copied(self) -> Self:
+        """One that stays as this one is now."""
+        twin = copy(self)
+        twin.numbers = self.numbers.copy()
+        return twin
 
     def get_all(self) -> list[Any]:
         """Pairs of label text and number, for each series."""
         return [(_label_text(self.labels, values), number) for values, number in self.numbers.items()]
 
 
-class GaugeFamily(Gauge):
-    """A gauge: its label names, and its values by label values."""
+class CounterFamily(_Numbers, Counter):
+    """A counter."""
+
+    def __init__(self, name: str, doc: str, labels: Labels, registry: Registry) -> None:
+        super().__init__(name, doc, registry=registry)
+        self.labels = labels
+        self.numbers = defaultdict(float)
+
+
+class GaugeFamily(_Numbers, Gauge):
+    """A gauge."""
 
     def __init__(
         self, name: str, doc: str, labels: Labels, numbers: Iterable[tuple[Labels, float]], registry: Registry
@@ -47,10 +61,6 @@ class GaugeFamily(Gauge):
         super().__init__(name, doc, registry=registry)
         self.labels = labels
         self.numbers = dict(numbers)
-
-    def get_all(self) -> list[Any]:
-        """Pairs of label text and number, for each series."""
-        return [(_label_text(self.labels, values), number) for values, number in self.numbers.items()]
 
 
 class HistogramFamily(Histogram):
@@ -63,6 +73,13 @@ class HistogramFamily(Histogram):
         self.bound_texts = (*map(str, bounds), "+Inf")
         self.counts: dict[Labels, list[int]] = {}
         self.sums: dict[Labels, float] = defaultdict(float)
+
+    def copied(self) -> Self:
+        """One that stays as this one is now."""
+        twin = copy(self)
+        twin.counts = {labels: counts.copy() for labels, counts in self.counts.items()}
+        twin.sums = self.sums.copy()
+        return twin
 
     def record(self, labels: Labels, value: float) -> None:
         counts, sums, _ = self.series(labels)
@@ -107,6 +124,15 @@ def _escape(text: str) -> str:
     """Escapes as the text format requires; a lone surrogate, which UTF-8 cannot encode, becomes ``\\ud800``."""
     text = text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def snapshot(registry: Registry) -> Registry:
+    """What is in it now, for `render` in a thread."""
+    now = Registry()
+    families: list[Any] = registry.get_all()  # of the classes above
+    for family in families:
+        now.register(family.copied())
+    return now
 
 
 def render(*registries: Registry) -> bytes:

@@ -36,8 +36,8 @@ class RequestLog:
             self._kept.append((self.clock(), event))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All stored requests, newest first, each with its attempts."""
-        return [_whole(at, event) for at, event in reversed(self._kept)]
+        """All stored requests, newest first, each with its attempts. To be called in a thread: it may take 10 ms."""
+        return [_whole(at, event) for at, event in reversed(tuple(self._kept))]
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """The newest request with this id, which a client may have used twice."""

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
@@ -102,8 +103,8 @@ class App:
         self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
         boxes = self.link.boxes if self.link is not None else None
         generation = Generation.build(self.config, clock, self.observe, self._hints.publish, self.spend.ledger, boxes)
-        serving, render = Serving(generation), self.metrics.render
-        self.gateway = Gateway(serving, self.observe, render, self.requests, self.feed, self.link)
+        serving, scraped = Serving(generation), self.metrics.scraped
+        self.gateway = Gateway(serving, self.observe, scraped, self.requests, self.feed, self.link)
         self.tracing = Tracing(self.gateway.serving, self.observe)
         self._reloader = Reloader(self)
         self._take_over(generation)
@@ -206,15 +207,15 @@ class App:
         """Applies a health change that another worker reported."""
         self.gateway.generation.registry.merge_update(provider, model, update)
 
-    def part(self, topic: Topic) -> str:
-        """This worker's part of an answer for all workers: metrics, health or requests."""
+    def part(self, topic: Topic) -> Callable[[], bytes]:
+        """This worker's part of an answer for all workers, as of now: metrics, health or requests."""
         match topic:
             case "metrics":
-                return self.metrics.render()[0].decode()
+                return self.metrics.scraped()
             case "health":
-                return msgspec.json.encode(health_report(self.gateway.generation)[1]).decode()
+                return partial(msgspec.json.encode, health_report(self.gateway.generation)[1])
             case "requests":
-                return msgspec.json.encode(self.requests.rows()).decode()
+                return lambda: msgspec.json.encode(self.requests.rows())
             case _:
                 assert_never(topic)
 

@@ -72,8 +72,8 @@ class Duties(Protocol):
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
 
-    def part(self, topic: Topic) -> str:
-        """This worker's part of an answer for all workers."""
+    def part(self, topic: Topic) -> Callable[[], bytes]:
+        """This worker's part of an answer for all workers, as of now; called in a thread for its text."""
 
     def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
         """Opens a configuration while the old one serves on. Calls `reply` with its mistakes, none if it is open."""
@@ -200,7 +200,8 @@ class WorkerLink(asyncio.Protocol):
             case HealthUpdate():
                 duties.merge_update(message.provider, message.model, message.update)
             case AskPart():
-                self._send(Part(message.id, duties.part(message.topic)))
+                writing = asyncio.get_running_loop().run_in_executor(None, duties.part(message.topic))
+                writing.add_done_callback(partial(self._written, message.id))
             case ForwardedQuestion():
                 self._send(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
@@ -227,6 +228,10 @@ class WorkerLink(asyncio.Protocol):
                 self.boxes.handle(message)
             case _:
                 assert_never(message)
+
+    def _written(self, id_: int, part: asyncio.Future[bytes]) -> None:
+        if not part.cancelled():
+            self._send(Part(id_, part.result().decode()))
 
     def _prepared(self, number: int, mistakes: tuple[str, ...]) -> None:
         self._send(Prepared(number, mistakes))
