@@ -12,12 +12,12 @@ set -euo pipefail
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export LD_LIBRARY_PATH="$work/root/usr/lib/x86_64-linux-gnu" XDG_CONFIG_HOME="$work" XDG_DATA_HOME="$work"
+export LD_LIBRARY_PATH="$work/tree/usr/lib/x86_64-linux-gnu" XDG_CONFIG_HOME="$work" XDG_DATA_HOME="$work"
 {
   cd "$work" && apt-get download --quiet apache2-bin=2.4.71-1~deb12u1 libapr1 libaprutil1 \
     nginx=1.22.1-9+deb12u11 caddy=2.6.2-5 &&
-    for each in ./*.deb; do dpkg-deb --extract "$each" root; done &&
-    root/usr/sbin/apache2 -v && root/usr/sbin/nginx -v && root/usr/bin/caddy version && java -version
+    for each in ./*.deb; do dpkg-deb --extract "$each" tree; done &&
+    tree/usr/sbin/apache2 -v && tree/usr/sbin/nginx -v && tree/usr/bin/caddy version && java -version
 } >"$work/log" 2>&1 || { cat "$work/log" >&2; echo "could not install" >&2; exit 2; }
 
 cat >"$work/Ask.java" <<'JAVA'
@@ -50,7 +50,7 @@ import socket
 import sys
 
 WORK = pathlib.Path(sys.argv[1])
-ROOT = WORK / "root"
+ROOT = WORK / "tree"
 CONFIGURATIONS = {
     "nginx": """
         daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/nginx.log;

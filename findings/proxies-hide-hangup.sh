@@ -13,13 +13,13 @@ set -euo pipefail
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export LD_LIBRARY_PATH="$work/root/usr/lib/x86_64-linux-gnu" XDG_CONFIG_HOME="$work" XDG_DATA_HOME="$work"
+export LD_LIBRARY_PATH="$work/tree/usr/lib/x86_64-linux-gnu" XDG_CONFIG_HOME="$work" XDG_DATA_HOME="$work"
 {
   cd "$work" && apt-get download --quiet apache2-bin=2.4.71-1~deb12u1 libapr1 libaprutil1 \
     haproxy=2.6.12-1+deb12u4 liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 \
     lighttpd=1.4.69-1 nginx=1.22.1-9+deb12u11 caddy=2.6.2-5 &&
-    for each in ./*.deb; do dpkg-deb --extract "$each" root; done &&
-    for each in apache2 haproxy lighttpd nginx; do "root/usr/sbin/$each" -v; done && root/usr/bin/caddy version
+    for each in ./*.deb; do dpkg-deb --extract "$each" tree; done &&
+    for each in apache2 haproxy lighttpd nginx; do "tree/usr/sbin/$each" -v; done && tree/usr/bin/caddy version
 } >"$work/log" 2>&1 || { cat "$work/log" >&2; echo "could not install" >&2; exit 2; }
 
 cat >"$work/probe.py" <<'PY'
@@ -30,7 +30,7 @@ import socket
 import sys
 
 WORK = pathlib.Path(sys.argv[1])
-ROOT = WORK / "root"
+ROOT = WORK / "tree"
 CONFIGURATIONS = {
     "nginx": """
         daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/nginx.log;
