@@ -143,7 +143,8 @@ async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
     on; for a stream, when its first content is overdue."""
     if turn.until is None:
         return await ask(entry)
-    seconds = max(turn.until - queue.clock(), 0.0) + (turn.trial_timeout if turn.streams else 0.0)
+    grace = turn.trial_timeout if turn.streams else 0.0
+    seconds = max(turn.until - queue.clock(), 0.0) + grace
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as limit:
@@ -155,4 +156,4 @@ async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise queue_timeout(entry, seconds) from None
+        raise queue_timeout(entry, entry.max_wait + grace) from None  # since it came, as where it waits here
