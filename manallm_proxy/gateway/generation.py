@@ -24,6 +24,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
+from manallm_proxy.gateway.close_names import unknown_alias
 from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.local_providers import adopt, new_local_providers
 from manallm_proxy.gateway.named_chains import NamedChains, chain_of_one
@@ -192,12 +193,8 @@ class Generation:
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
-            known = [name for name in aliases if caller is None or caller.may_use(name)]
-            from difflib import get_close_matches  # imported with the first mistake, not at the start
-
-            close = get_close_matches(model[:MODEL_LIMIT], known, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise UnknownModel(f"no alias of that name.{hint} Known: {', '.join(known)}", param="model")
+            allowed = caller.may_use if caller is not None else None
+            raise UnknownModel(unknown_alias(model, aliases, allowed), param="model")
         provider, slash, rest = model.partition("/")
         if not (slash and provider in self.config.providers):
             provider, rest = self.config.default_provider or "", model
