@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any, Final
 
 from attrs import evolve
@@ -11,6 +12,7 @@ from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.reports import in_turns
 from manallm_proxy.gateway.speaking import supports_endpoint
 from manallm_proxy.openai.request import EMBEDDING
 from manallm_proxy.routing.best_model import needs_of
@@ -30,12 +32,18 @@ _USUAL: Final = (Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.MESSAGES)
 ALL: Final = "*"
 MOST: Final = 100
 """Max aliases explained at once."""
+_A_TURN: Final = 10
+"""Aliases explained in one turn of the loop."""
 
 
-def explain_all(generation: Generation, door: str | None = None) -> dict[str, Any]:
-    """The results of `explain` for up to `MOST` aliases."""
-    names = itertools.islice(generation.config.aliases, MOST)
-    return {"models": [explain(generation, name, door) for name in names]}
+async def explain_all(generation: Generation, door: str | None = None) -> dict[str, Any]:
+    """The results of `explain` for up to `MOST` aliases, made in turns: each walks along a chain of any length."""
+    return {"models": await in_turns(_explained(generation, door), _A_TURN)}
+
+
+def _explained(generation: Generation, door: str | None) -> Iterator[dict[str, Any]]:
+    for name in itertools.islice(generation.config.aliases, MOST):
+        yield explain(generation, name, door)
 
 
 def explain(generation: Generation, model: str, door: str | None = None) -> dict[str, Any]:

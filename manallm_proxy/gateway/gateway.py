@@ -102,6 +102,12 @@ class AllWorkers(Protocol):
         """See `workers_store.OtherWorkers`."""
 
 
+class _Summary(msgspec.Struct):
+    """What is read of a health report that is passed on."""
+
+    status: str
+
+
 @define(eq=False)
 class Gateway:
     """Takes every request to its handler. ``scraped``: the metrics as of now; called, in a thread, for their text."""
@@ -248,16 +254,18 @@ class Gateway:
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.raw(request, await counted_tokens(request, self.generation), "application/json")
 
-    async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.Response:
-        return self.renderer.json(request, alias_list(self.generation, caller_of(request, self.generation)))
+    async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
+        aliases = await alias_list(self.generation, caller_of(request, self.generation))
+        return await self.renderer.long_json(request, aliases)
 
     async def _health(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller_of(request, self.generation, admin=True)
         if self.workers is not None and (of_all := await self.workers.ask("health")) is not None:
-            report = msgspec.json.decode(of_all)
-            return self.renderer.json(request, report, status=503 if report["status"] == "unhealthy" else 200)
-        usable, report = health_report(self.generation)
-        return self.renderer.json(request, report, status=200 if usable else 503)
+            usable = msgspec.json.decode(of_all, type=_Summary).status != "unhealthy"
+            return self.renderer.raw(request, of_all.encode(), "application/json", 200 if usable else 503)
+        usable, report = await health_report(self.generation)
+        body = await asyncio.to_thread(msgspec.json.encode, report)  # of thousands of targets, perhaps
+        return self.renderer.raw(request, body, "application/json", 200 if usable else 503)
 
     async def _alive(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.json(request, {"status": "ok"})
@@ -266,18 +274,18 @@ class Gateway:
         draining = self.serving.draining
         return self.renderer.json(request, {"status": "draining" if draining else "ready"}, 503 if draining else 200)
 
-    async def _metrics(self, request: web.BaseRequest, _rest: str) -> web.Response:
+    async def _metrics(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
         if not self.generation.config.metrics.enabled:
             raise UnknownRoute("metrics are switched off (metrics.enabled)")
         caller_of(request, self.generation, admin=True)
         of_all = await self.workers.ask("metrics") if self.workers is not None else None
         body = of_all.encode() if of_all is not None else await asyncio.to_thread(self.scraped())
-        return self.renderer.raw(request, body, TEXT_CONTENT_TYPE)
+        return await self.renderer.long(request, body, TEXT_CONTENT_TYPE)
 
     async def _description(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.raw(request, await asyncio.to_thread(description), "application/json")
 
-    async def _root(self, request: web.BaseRequest, _rest: str) -> web.Response:
+    async def _root(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
         if wants_html(request):
             return await self.operators.root(request)
         return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})

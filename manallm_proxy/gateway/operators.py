@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -24,9 +26,13 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.event_stream import Frames, send_events
 from manallm_proxy.observe.live_feed import LiveFeed, Reader
 from manallm_proxy.observe.request_log import RequestLog
+from manallm_proxy.openai.json_object import encode
 
 READERS_LIMIT: Final = 100
 """Max readers of the live feed per worker."""
+
+
+_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 class AskAll(Protocol):
@@ -64,25 +70,28 @@ class Operators:
     def _follow(self, on: bool) -> None:
         self.serving.followed = on
 
-    async def _requests(self, request: web.BaseRequest, _rest: str) -> web.Response:
+    async def _requests(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
         self.access.check(request)
         request_filters.check(request.query, self.serving.generation.config)
-        return self._json(request, {"requests": request_filters.select(request.query, await self._all())})
+        body = await asyncio.to_thread(_selected, dict(request.query), await self._all())
+        return await self.renderer.long(request, body, more=_HEADERS)
 
     async def _request(self, request: web.BaseRequest, id_: str) -> web.Response:
         self.access.check(request)
-        row = self.log.find(id_) or next((row for row in await self._all() if row["id"] == id_), None)
+        row = self.log.find(id_) or await self._elsewhere(id_)
         if row is None:
             raise UnknownRequest("no such request among the last ones; GET /v1/requests lists those that are kept")
         return self._json(request, row)
 
-    async def _all(self) -> list[dict[str, Any]]:
-        """The recent requests of all workers, newest first."""
-        if self.workers is None or (parts := await self.workers.ask("requests")) is None:
-            return await asyncio.to_thread(self.log.rows)
-        rows = [row for part in msgspec.json.decode(parts) for row in part]
-        rows.sort(key=lambda row: str(row["time"]), reverse=True)
-        return rows[: request_filters.MOST]
+    async def _elsewhere(self, id_: str) -> dict[str, Any] | None:
+        """The request with this id that another worker answered."""
+        rows = await asyncio.to_thread(await self._all())
+        return next((row for row in rows if row["id"] == id_), None)
+
+    async def _all(self) -> Callable[[], list[dict[str, Any]]]:
+        """The recent requests of all workers, newest first; to be called in a thread."""
+        parts = await self.workers.ask("requests") if self.workers is not None else None
+        return self.log.rows if parts is None else partial(_merged, parts)
 
     async def _explain(self, request: web.BaseRequest, _rest: str) -> web.Response:
         self.access.check(request)
@@ -90,26 +99,27 @@ class Operators:
         request_filters.one_of(request.query, "door", DOORS)
         model, door = request.query.get("model", ""), request.query.get("door")
         generation = self.serving.generation
-        found = explain_all(generation, door) if model == ALL else explain(generation, model, door)
+        found = await explain_all(generation, door) if model == ALL else explain(generation, model, door)
         return self._json(request, found)
 
-    async def root(self, request: web.BaseRequest) -> web.Response:
+    async def root(self, request: web.BaseRequest) -> web.StreamResponse:
         """The status page; if no key is required, with its initial data. Raises AdminOnly."""
         first = None
         with contextlib.suppress(ProxyError):
             self.access.check(request)
             first = await self._first()
-        return self.page.answer(request, first=first)
+        return await self.page.index(request, first)
 
     async def _first(self) -> dict[str, Any]:
         generation = self.serving.generation
         parts = await self.workers.ask("health") if self.workers is not None else None
-        health = msgspec.json.decode(parts) if parts is not None else health_report(generation)[1]
-        return {"version": __version__, "health": health, **alias_list(generation), **explain_all(generation)}
+        health = msgspec.Raw(parts.encode()) if parts is not None else (await health_report(generation))[1]
+        rest = {**await alias_list(generation), **await explain_all(generation)}
+        return {"version": __version__, "health": health, **rest}
 
     def _json(self, request: web.BaseRequest, value: object) -> web.Response:
         response = self.renderer.json(request, value)
-        response.headers.update({"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"})
+        response.headers.update(_HEADERS)
         return response
 
     async def _events(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
@@ -137,3 +147,14 @@ class Operators:
             self.access.check(request)
             return None if events is None else [(each.id, each.kind, each.data) for each in events]
         return None
+
+
+def _merged(parts: str) -> list[dict[str, Any]]:
+    """The requests of all workers, newest first. To be called in a thread, as what follows."""
+    rows: list[dict[str, Any]] = [row for part in msgspec.json.decode(parts) for row in part]
+    rows.sort(key=lambda row: str(row["time"]), reverse=True)
+    return rows[: request_filters.MOST]
+
+
+def _selected(query: Mapping[str, str], rows: Callable[[], list[dict[str, Any]]]) -> bytes:
+    return encode({"requests": request_filters.select(query, rows())})

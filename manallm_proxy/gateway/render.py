@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
@@ -26,6 +27,8 @@ from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.openai.json_object import encode, encoder
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, free_aside, offload
 
+Headers = Mapping[str, str]
+NO_MORE: Final[Headers] = MappingProxyType({})
 ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
 
@@ -90,14 +93,16 @@ class Renderer:
         free_aside(held, large)
         return await self.long(request, body)
 
-    async def long(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
-        """A JSON answer whose body is ready, and may be megabytes: then it is sent in portions, others in between.
+    async def long(
+        self, request: web.BaseRequest, body: bytes, content_type: str = "application/json", more: Headers = NO_MORE
+    ) -> web.StreamResponse:
+        """An answer whose body is ready, and may be megabytes: then it is sent in portions, others in between.
 
-        Raises ConnectionResetError if the client left meanwhile.
+        `more`: headers that it has besides. Raises ConnectionResetError if the client left meanwhile.
         """
+        headers = {**self.common_headers(request), "Content-Type": content_type, **more}
         if len(body) <= LARGE_BYTES:
-            return self.raw(request, body, "application/json")
-        headers = {**self.common_headers(request), "Content-Type": "application/json"}
+            return _response(body, 200, headers)
         if request.method == "HEAD":
             return _response(b"", 200, {**headers, "Content-Length": str(len(body))})
         response = RawResponse(request, headers, len(body))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -48,12 +47,12 @@ def _all_rows(generation: Generation) -> Iterator[dict[str, Any]]:
                 yield model_object(f"{provider}/{model.id}", model.created, provider)
 
 
-async def in_turns(rows: Iterator[T]) -> list[T]:
-    """All `rows`, a few in each turn of the loop: each provider may list ten thousand models."""
+async def in_turns(rows: Iterator[T], number: int = _A_TURN) -> list[T]:
+    """All `rows`, `number` of them in each turn of the loop: each provider may list ten thousand models."""
     found: list[T] = []
-    while some := list(islice(rows, _A_TURN)):
+    while some := list(islice(rows, number)):
         found += some
-        if len(some) == _A_TURN:
+        if len(some) == number:
             await asyncio.sleep(0)
     return found
 
@@ -77,15 +76,17 @@ def find_model(generation: Generation, wanted: str, caller: Caller | None = None
     return model_object(wanted, listed.created if listed is not None else 0, target.provider)
 
 
-def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:
-    """``GET /v1/aliases``: the aliases that `caller` may use."""
+async def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:
+    """``GET /v1/aliases``: the aliases that `caller` may use. There may be thousands, so they are made in turns."""
     config = generation.config
-    rows = [
-        _alias(generation, name, chain)
-        for name, chain in config.aliases.items()
-        if caller is None or caller.may_use(name)
-    ]
+    rows = await in_turns(_aliases(generation, caller))
     return {"default": config.default if config.default in [row["name"] for row in rows] else None, "aliases": rows}
+
+
+def _aliases(generation: Generation, caller: Caller | None) -> Iterator[dict[str, Any]]:
+    for name, chain in generation.config.aliases.items():
+        if caller is None or caller.may_use(name):
+            yield _alias(generation, name, chain)
 
 
 def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
@@ -97,60 +98,86 @@ def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
     return row
 
 
-def health_report(generation: Generation) -> tuple[bool, dict[str, Any]]:
-    """Whether any provider can be used, and ``GET /v1/health``'s body."""
+async def health_report(generation: Generation) -> tuple[bool, dict[str, Any]]:
+    """Whether any provider can be used, and ``GET /v1/health``'s body.
+
+    Made in turns of the loop: a provider has a row for each of its targets in the configuration, of which there may be
+    thousands. What a provider's row says of the provider itself is of one moment.
+    """
+    chosen: dict[str, dict[str, str | None]] = {}
+    entries: dict[str, dict[str, Entry]] = {name: {} for name in generation.local.queues}
+    await in_turns(_looked_at(generation, chosen, entries))
     now = generation.registry.clock()
     providers = generation.registry.providers
     usable = [health.is_usable(now) for health in providers.values() if health.configured]
-    rows = {name: _provider(generation, name, health, now) for name, health in providers.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, health in providers.items():
+        row = rows[name] = _provider(generation, name, health, now)
+        if name in chosen:
+            row["chosen"] = chosen[name]
+        await _add_targets(row, generation, name, entries.get(name, {}), now)
+        await asyncio.sleep(0)
     words = {rows[name]["status"] for name, health in providers.items() if health.configured}
     status = "unhealthy" if not any(usable) else "healthy" if words == {"healthy"} else "degraded"
     return any(usable), {"status": status, "providers": rows}
 
 
+def _looked_at(
+    generation: Generation, chosen: dict[str, dict[str, str | None]], entries: dict[str, dict[str, Entry]]
+) -> Iterator[None]:
+    """Looks at one chain of the configuration after the other, and adds to `chosen` and `entries`.
+
+    ``chosen``: by provider and alias, the current model of its first open entry (``provider/*``); None if nothing fits.
+    ``entries``: by local provider and model, an entry for each target in the configuration.
+    """
+    for name, chain in generation.config.aliases.items():
+        _note_entries(entries, chain)
+        if chain.is_open:
+            filled = generation.catalog.filled(chain, needs_of(name))
+            for entry, now in zip(chain, filled, strict=True):
+                if entry.target.is_open:
+                    found = chosen.setdefault(entry.target.provider, {})
+                    found.setdefault(name, None if now.target.is_open else now.target.model)
+        yield
+    _note_entries(entries, generation.config.warm)
+
+
+def _note_entries(entries: dict[str, dict[str, Entry]], chain: Iterable[Entry]) -> None:
+    for entry in chain:
+        of_one = entries.get(entry.target.provider)
+        if of_one is not None:
+            of_one[entry.target.model] = entry
+
+
 def _provider(generation: Generation, name: str, health: Health, now: float) -> dict[str, Any]:
+    """The row of a provider, without its targets."""
     row: dict[str, Any] = {"status": health.status(now), **_circuit(health.provider, now)}
     row["in_flight"] = health.in_flight
     if missing := generation.config.providers[name].api_key_missing:
         row["reason"] = missing
-    if chosen := _chosen(generation, name):
-        row["chosen"] = chosen
-    targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
+    return row
+
+
+async def _add_targets(
+    row: dict[str, Any], generation: Generation, name: str, entries: dict[str, Entry], now: float
+) -> None:
+    """Adds to a provider's `row` those of its targets that have something to report; for a local one, all of them."""
+    circuits = generation.registry.providers[name].targets
+    targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in circuits.items() if not c.is_blank}
     if (queue := generation.local.queues.get(name)) is not None:
-        entries = _entries(generation, name)
         if (box := generation.local.boxes.boxes.get(name)) is not None:
-            _add_residents(targets, entries, box.residency, now)
-        _add_queue(targets, entries, queue.line, now)
+            await in_turns(_residents(targets, entries, box.residency, now))
+        await in_turns(_queued(targets, entries, queue.line, now))
         if row["status"] == "healthy" and any(target["status"] == SLOW for target in targets.values()):
             row["status"] = "degraded"
     if targets:
         row["targets"] = targets
-    return row
 
 
-def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
-    """By alias: the current model of its first open entry (``provider/*``); None if nothing fits."""
-    found: dict[str, str | None] = {}
-    for name, chain in generation.config.aliases.items():
-        if chain.is_open:
-            filled = generation.catalog.filled(chain, needs_of(name))
-            for entry, now in zip(chain, filled, strict=True):
-                if entry.target.is_open and entry.target.provider == provider:
-                    found.setdefault(name, None if now.target.is_open else now.target.model)
-    return found
-
-
-def _entries(generation: Generation, provider: str) -> dict[str, Entry]:
-    """By model: an entry for each target of `provider` in the configuration."""
-    config = generation.config
-    entries = (*itertools.chain.from_iterable(each.entries for each in config.aliases.values()), *config.warm)
-    return {entry.target.model: entry for entry in entries if entry.target.provider == provider}
-
-
-def _add_residents(
+def _residents(
     rows: dict[str, dict[str, Any]], entries: dict[str, Entry], residency: Residency, now: float
-) -> None:
-    """Adds to `rows` what a box has loaded: its targets, and other models that are there."""
+) -> Iterator[None]:
+    """Adds to `rows` what a box has loaded, one after the other: its targets, and other models that are there."""
     residents = residency.residents or {}
     known = set(map(ollama_name, entries))
     others = [each.name for name, each in residents.items() if name not in known]
@@ -165,15 +192,18 @@ def _add_residents(
             row[name] = getattr(resident, name, None) if resident is not None and resident.size else None
         if residency.on_cpu(model) is not None and row["status"] in ("healthy", "degraded"):
             row["status"] = SLOW
+        yield
 
 
-def _add_queue(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line: Line, now: float) -> None:
-    """Adds to `rows` the requests that wait for a local server, and the seconds that another one would wait."""
+def _queued(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line: Line, now: float) -> Iterator[None]:
+    """Adds to one of `rows` after the other the requests that wait for a local server, and the seconds that another one
+    would wait."""
     for model in (*entries, *(name for name in rows if name not in entries)):
         row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
         row["slots"] = line.limit(line.of(model))
         row["queue"] = len(line.of(model).waiting)
         row["expected_wait"] = round(line.expected_wait(line.of(model), now), 1)
+        yield
 
 
 def _circuit(circuit: Circuit, now: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ elsewhere, there are no inline scripts, and no page may frame this one (clickjac
 
 from __future__ import annotations
 
+import asyncio
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,15 +77,30 @@ class StatusPage:
             raise UnknownRoute("the status page has no such file")
         return self.answer(request, name)
 
-    def answer(self, request: web.BaseRequest, name: str = "index.html", first: object = None) -> web.Response:
-        """One file, with `first` (initial data, if any) inserted. Raises AdminOnly if this client may not see it."""
+    def answer(self, request: web.BaseRequest, name: str) -> web.Response:
+        """One file. Raises AdminOnly if this client may not see it."""
+        response = self.renderer.raw(request, self._content(request, name), TYPES[name.rpartition(".")[2]])
+        response.headers.update(HEADERS)
+        return response
+
+    async def index(self, request: web.BaseRequest, first: object = None) -> web.StreamResponse:
+        """The page, with `first` (initial data, if any) inserted: of a thousand aliases, it takes long to write.
+
+        Raises AdminOnly if this client may not see it.
+        """
+        body = self._content(request, "index.html")
+        if first is None:
+            return self.answer(request, "index.html")
+        body = await asyncio.to_thread(_with_data, body, first)
+        return await self.renderer.long(request, body, TYPES["html"], {**HEADERS, "Cache-Control": "no-store"})
+
+    def _content(self, request: web.BaseRequest, name: str) -> bytes:
         self.access.check_place(request)
         if name not in self._held:
             self._held[name] = (FOLDER / name).read_bytes()
-        body = self._held[name]
-        if first is not None:
-            text = html.escape(encode(first).decode())
-            body = body.replace(_PLACE, b'%b data-first="%b"' % (_PLACE, text.encode()), 1)
-        response = self.renderer.raw(request, body, TYPES[name.rpartition(".")[2]])
-        response.headers.update(HEADERS if first is None else {**HEADERS, "Cache-Control": "no-store"})
-        return response
+        return self._held[name]
+
+
+def _with_data(page: bytes, first: object) -> bytes:
+    text = html.escape(encode(first).decode())
+    return page.replace(_PLACE, b'%b data-first="%b"' % (_PLACE, text.encode()), 1)

@@ -207,13 +207,13 @@ class App:
         """Applies a health change that another worker reported."""
         self.gateway.generation.registry.merge_update(provider, model, update)
 
-    def part(self, topic: Topic) -> Callable[[], bytes]:
-        """This worker's part of an answer for all workers, as of now: metrics, health or requests."""
+    async def part(self, topic: Topic) -> Callable[[], bytes]:
+        """This worker's part of an answer for all workers: metrics, health or requests; to be called in a thread."""
         match topic:
             case "metrics":
                 return self.metrics.scraped()
             case "health":
-                return partial(msgspec.json.encode, health_report(self.gateway.generation)[1])
+                return partial(msgspec.json.encode, (await health_report(self.gateway.generation))[1])
             case "requests":
                 return lambda: msgspec.json.encode(self.requests.rows())
             case _:

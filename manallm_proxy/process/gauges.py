@@ -30,8 +30,9 @@ def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:
 
 def aliases(generation: Generation) -> Iterable[tuple[str, int]]:
     """Name, and how many of its targets may be tried now, as far as their health goes."""
+    passes = generation.registry.passing()
     for name, chain in generation.config.aliases.items():
-        yield name, sum(generation.registry.may_pass(entry.target) for entry in chain)
+        yield name, sum([passes(entry.target) for entry in chain.entries])
 
 
 def keys(generation: Generation) -> Iterable[tuple[str, int]]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final, Protocol, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 from attrs import field
 
@@ -72,8 +72,8 @@ class Duties(Protocol):
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
 
-    def part(self, topic: Topic) -> Callable[[], bytes]:
-        """This worker's part of an answer for all workers, as of now; called in a thread for its text."""
+    async def part(self, topic: Topic) -> Callable[[], bytes]:
+        """This worker's part of an answer for all workers; called in a thread for its text."""
 
     def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
         """Opens a configuration while the old one serves on. Calls `reply` with its mistakes, none if it is open."""
@@ -114,6 +114,8 @@ class WorkerLink(asyncio.Protocol):
     _lost: asyncio.Event = field(factory=asyncio.Event)
     _early: list[FromWorker] = field(factory=list)
     """Messages sent before `join`."""
+    _parts: set[asyncio.Task[None]] = field(factory=set)
+    """Parts of answers for all workers that are being written."""
     boxes: BoxLink = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -200,8 +202,9 @@ class WorkerLink(asyncio.Protocol):
             case HealthUpdate():
                 duties.merge_update(message.provider, message.model, message.update)
             case AskPart():
-                writing = asyncio.get_running_loop().run_in_executor(None, duties.part(message.topic))
-                writing.add_done_callback(partial(self._written, message.id))
+                task = asyncio.get_running_loop().create_task(self._answer_part(message.id, duties.part(message.topic)))
+                self._parts.add(task)
+                task.add_done_callback(self._parts.discard)
             case ForwardedQuestion():
                 self._send(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
@@ -229,9 +232,10 @@ class WorkerLink(asyncio.Protocol):
             case _:
                 assert_never(message)
 
-    def _written(self, id_: int, part: asyncio.Future[bytes]) -> None:
-        if not part.cancelled():
-            self._send(Part(id_, part.result().decode()))
+    async def _answer_part(self, id_: int, part: Coroutine[Any, Any, Callable[[], bytes]]) -> None:
+        """Sends this worker's part, which may be megabytes: in a thread it is written, and becomes a message."""
+        write = await part
+        self._put(await asyncio.to_thread(lambda: to_line(Part(id_, write().decode()))))
 
     def _prepared(self, number: int, mistakes: tuple[str, ...]) -> None:
         self._send(Prepared(number, mistakes))
@@ -239,5 +243,9 @@ class WorkerLink(asyncio.Protocol):
     def _send(self, message: FromWorker) -> None:
         if self._transport is None:
             self._early.append(message)
-        elif not self._transport.is_closing():
-            self._transport.write(to_line(message))
+        else:
+            self._put(to_line(message))
+
+    def _put(self, line: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(line)

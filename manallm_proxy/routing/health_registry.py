@@ -45,6 +45,20 @@ class HealthRegistry:
         """Whether a request to `target` would be tried now, as far as its health goes."""
         return self.providers[target.provider].configured and not self._again_in(target, self.clock())
 
+    def passing(self) -> Callable[[Target], bool]:
+        """`may_pass` as of now, for thousands of targets: each provider is looked at once."""
+        now = self.clock()
+        usable = {
+            name for name, health in self.providers.items() if health.configured and not _rest(now, health.provider)
+        }
+        resting = {
+            (name, model)
+            for name, health in self.providers.items()
+            for model, circuit in health.targets.items()
+            if _rest(now, circuit)
+        }
+        return lambda target: target.provider in usable and (target.provider, target.model) not in resting
+
     def began(self, target: Target, permit: Permit) -> None:
         permit.began(self.clock())
         self.note(target.provider)
@@ -77,9 +91,7 @@ class HealthRegistry:
 
     def _again_in(self, target: Target, now: float) -> float:
         health = self.providers[target.provider]
-        circuits = (health.provider, health.targets.get(target.model))
-        refusals = [r for c in circuits if c is not None and (r := c.refusal(now)) is not None]
-        return max((r.again_in or 0.0 for r in refusals), default=0.0)
+        return _rest(now, health.provider, health.targets.get(target.model))
 
     def note(self, provider: str) -> None:
         """Reports what changed since the last time. *Degraded* shows in metrics only; it is not logged.
@@ -128,3 +140,9 @@ class HealthRegistry:
         if is_now != was:
             reason = None if is_now == "healthy" else circuit.last_error
             observe(HealthChanged(provider, model, was, is_now, reason))
+
+
+def _rest(now: float, *circuits: Circuit | None) -> float:
+    """Seconds until all `circuits` let a request through; 0: now, or as soon as another one's trial ends."""
+    refusals = [r for c in circuits if c is not None and (r := c.refusal(now)) is not None]
+    return max((r.again_in or 0.0 for r in refusals), default=0.0)
