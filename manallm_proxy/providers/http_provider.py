@@ -152,7 +152,8 @@ class HttpProvider:
             if response is None or response.status != 200:
                 raise
             return ModelList(fault=CUT_SHORT)
-        listed = self.wire.listed(joined(parts))
+        body = joined(parts)
+        listed = await offload(is_large(body), self.wire.listed, body)
         if self.details is None:
             return listed
         return await self.details.added(listed, until - asyncio.get_running_loop().time())

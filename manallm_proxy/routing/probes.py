@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Final
 
 from manallm_proxy.contract.events import Crashed, ListUnreadable
 from manallm_proxy.contract.provider import ModelList, Provider
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
-from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.catalog import Catalog, Listed
 from manallm_proxy.routing.health_registry import HealthRegistry
+
+MANY: Final = 100
+"""Models from which on a list takes milliseconds to learn, and is learnt in a thread."""
 
 
 @define
@@ -45,12 +49,16 @@ class Prober:
             if listed is None:
                 self.registry.note(name)
                 return
-            self._learn(name, listed)
+            await self._learn(name, listed)
             self.registry.probed(name, None, sent_at)
 
-    def _learn(self, name: str, listed: ModelList) -> None:
+    async def _learn(self, name: str, listed: ModelList) -> None:
         """Stores the list. Reports its fault once, and again only when it changes."""
-        self.catalog.learn(name, listed.models)
+        if len(listed.models) > MANY:
+            before = self.catalog.listed(name)
+            self.catalog.adopt(name, await asyncio.to_thread(Listed.after, before, listed.models))
+        else:
+            self.catalog.learn(name, listed.models)
         if listed.fault is None:
             self.catalog.faults.pop(name, None)
         elif self.catalog.faults.get(name) != listed.fault:

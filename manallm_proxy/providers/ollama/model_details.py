@@ -19,6 +19,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, Blame, ModelFail
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.openai.large import LARGE_PARTS, offload
 from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.providers.model_list import words
 from manallm_proxy.providers.ollama.errors import failure
@@ -56,11 +57,17 @@ class ModelDetails:
 
     async def added(self, listed: ModelList, seconds: float) -> ModelList:
         """`listed` with the facts known after at most `seconds`; the others come with a later list."""
-        unknown = [each for each in listed.models if each.capabilities is None and _key(each) not in self._known]
-        if unknown:
+        large = len(listed.models) > LARGE_PARTS
+        if unknown := await offload(large, self._unknown, listed):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._ask_all(unknown, seconds)
+        return await offload(large, self._with_known, listed)
+
+    def _unknown(self, listed: ModelList) -> list[ModelInfo]:
+        return [each for each in listed.models if each.capabilities is None and _key(each) not in self._known]
+
+    def _with_known(self, listed: ModelList) -> ModelList:
         return evolve(listed, models=tuple(map(self._with_facts, listed.models)))
 
     async def _ask_all(self, models: list[ModelInfo], seconds: float) -> None:
