@@ -46,10 +46,8 @@ def _providers(generation: Generation) -> Iterator[str]:
         else:
             models = listed(generation, name)
             what = health.status(now) + (f": {models}" if models else "")
-            if not models and provider.kind in (
-                "openai",
-                "ollama",
-            ):  # a wrong base_url or key, or an Ollama without any
+            # a wrong base_url or key, or an Ollama without any
+            if not models and provider.kind in ("openai", "ollama"):
                 what += ", but lists no models: 'manallm-proxy check --live' says why"
         yield from wrapped(f"  {name:<12} ", what)
     if unset := keys_not_set(list(generation.config.providers.values())):

@@ -54,9 +54,8 @@ def cannot_listen(config: Config, error: OSError) -> str:
         )
         return f"listen: {where} is in use by another program: {other}; {nobody}"
     if error.errno == errno.ENOTSOCK and config.listen.unix:
-        return (
-            f"listen: cannot listen on {where}: something that is no socket is there: move it, or choose another unix"
-        )
+        what = "something that is no socket is there: move it, or choose another unix"
+        return f"listen: cannot listen on {where}: {what}"
     why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     ports = "; ports below 1024 are for root" if error.errno == errno.EACCES and 0 < config.listen.port < 1024 else ""
     return f"listen: cannot listen on {where}: {why}{ports}"
