@@ -77,3 +77,46 @@ async def test_a_socket_of_systemds_is_taken(tmp_path: Path) -> None:
         )
         out, _ = await asyncio.wait_for(child.communicate(), 40)
     assert out.decode().strip() == f"{port} []"
+
+
+NOT_PASSED = """
+import os, socket, sys, tempfile
+from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.process import systemd
+from manallm_proxy.process.listeners import Listeners
+
+def tried(made):
+    if made is None:
+        os.close(3)
+    else:
+        os.dup2(made.fileno(), 3)
+    try:
+        systemd.listen_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}, os.getpid())
+        return "taken"
+    except ConfigError as error:
+        if made is not None:
+            os.fstat(3)
+        return str(error)
+
+os.open("/dev/null", os.O_RDONLY)  # 3, if nothing else is
+made = [socket.create_server(("127.0.0.1", 0)), socket.socket(), socket.socketpair()[0]]
+made += [socket.socket(type=socket.SOCK_DGRAM), tempfile.TemporaryFile()]
+for each in [*made[1:], None, made[0]]:
+    print(tried(each))
+"""
+
+
+async def test_a_descriptor_that_does_not_listen_is_refused_and_left_open() -> None:
+    """It may be closed, or a file of our own by now; only a socket that accepts connections is taken."""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", NOT_PASSED, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(child.communicate(), 40)
+    *refused, taken = out.decode().splitlines()
+    assert taken == "taken" and len(refused) == 5
+    assert all(line.startswith("LISTEN_FDS=1: descriptor 3 is not a socket that accepts") for line in refused), refused
+
+
+def test_a_count_that_is_no_number_is_none() -> None:
+    """Neither a word nor a digit that only looks like one."""
+    for count in ("", "one", "-1", "²"):
+        assert systemd.listen_sockets({"LISTEN_PID": "7", "LISTEN_FDS": count}, 7) == []
+        assert systemd.watchdog_interval({"WATCHDOG_USEC": count}, 7) is None

@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.command import DEVNULL, start
+from tests.command import DEVNULL, ROOT, start
 from tests.ports import free_port
 from tests.proxy import HI, Process, accepts, alive, everything, openai, process, run, settings, shell, written
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
@@ -288,6 +289,29 @@ async def test_a_taken_port_is_a_configuration_mistake(tmp_path: Path) -> None:
     assert code == 78
     assert f"127.0.0.1:{port}" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+async def test_a_socket_that_was_announced_but_not_passed_is_refused(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    """Exit code 78 and one line. With workers one of our own had the number, and each worker died, again and again."""
+    path = tmp_path / "proxy.yaml"
+    path.write_text(yaml.safe_dump(settings({"here": {"kind": "loopback"}})))
+    announced = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&-'
+    child = await asyncio.create_subprocess_exec(
+        *("bash", "-c", announced, "", sys.executable, "-m", "manallm_proxy", "serve", "--config", str(path), *workers),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        out, _ = await asyncio.wait_for(child.communicate(), 40)
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    assert child.returncode == 78
+    [said] = out.decode().splitlines()
+    assert said.startswith("LISTEN_FDS=1: descriptor 3 is not a socket that accepts connections")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """systemd's notifications, watchdog and sockets: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 
-Without systemd each call does nothing. None of them raises.
+Without systemd each call does nothing. Only `listen_sockets` raises.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import socket
 import time
 from collections.abc import Mapping
+
+from manallm_proxy.config.structure import ConfigError
 
 FIRST_SOCKET = 3
 
@@ -61,7 +63,7 @@ def watchdog(loop: asyncio.AbstractEventLoop, environ: Mapping[str, str], pid: i
 def watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
     """Max seconds between two pings; None without a watchdog."""
     interval = environ.get("WATCHDOG_USEC", "")
-    if not interval.isdigit() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
+    if not _is_number(interval) or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
     return int(interval) / 1e6 or None
 
@@ -78,12 +80,46 @@ def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def listen_sockets(environ: Mapping[str, str], pid: int) -> list[socket.socket]:
-    """The sockets that systemd opened for this process (``manallm-proxy.socket``); empty without any."""
+    """The sockets that systemd opened for this process (``manallm-proxy.socket``); empty without any.
+
+    Raises ConfigError if one is not open, or accepts no connections. Its number may then belong to a file or socket of
+    our own, which was opened since, so nothing is closed.
+    """
     count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(pid) or not count.isdigit():
+    if environ.get("LISTEN_PID") != str(pid) or not _is_number(count):
         return []
-    passed = [socket.socket(fileno=FIRST_SOCKET + number) for number in range(int(count))]
+    passed: list[socket.socket] = []
+    for number in range(FIRST_SOCKET, FIRST_SOCKET + int(count)):
+        found = _listening(number)
+        if found is None:
+            for each in passed:
+                each.detach()
+            raise ConfigError(
+                (
+                    f"LISTEN_FDS={count}: descriptor {number} is not a socket that accepts connections; pass one that"
+                    " does (ListenStream= with Accept=no), or unset LISTEN_FDS to listen as configured",
+                )
+            )
+        passed.append(found)
     for each in passed:
         each.setblocking(False)
         each.set_inheritable(False)
     return passed
+
+
+def _listening(number: int) -> socket.socket | None:
+    """The socket with this descriptor; None if it does not listen."""
+    try:
+        found = socket.socket(fileno=number)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):  # of a kind that has no such option
+        if found.type == socket.SOCK_STREAM and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return found
+    found.detach()
+    return None
+
+
+def _is_number(text: str) -> bool:
+    """Digits that `int` takes; `str.isdigit` is also true for ``²``."""
+    return text.isascii() and text.isdigit()
