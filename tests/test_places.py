@@ -159,6 +159,21 @@ def test_an_option_of_a_type_that_ollama_refuses_is_a_mistake(tmp_path: Path) ->
     ]
 
 
+def test_an_option_that_ollama_takes_for_another_value_is_a_mistake(tmp_path: Path) -> None:
+    """A window of -8 or 0 tokens is one of 4, in which no prompt fits; an answer of 0 tokens is one without end."""
+    entry = "- {target: gpu/m, options: {num_ctx: 3.0, num_predict: 0}}"
+    mine, theirs = (f"({tmp_path}/{name}:{line})" for name, line in (("proxy.yaml", 6), ("aliases.yaml", 4)))
+    window = "must be at least 4 tokens: Ollama takes less for 4"
+    for few in (-8, 0):
+        proxy = f"{PROXY}    options: {{num_ctx: {few}, num_predict: -1}}\n"
+        assert told(tmp_path, proxy, ALIASES.replace("- gpu/m", entry)) == [
+            f"providers.gpu.options.num_ctx: {window} {mine}",
+            f"aliases.mana/a.chain[0].options.num_ctx: {window} {theirs}",
+            f"aliases.mana/a.chain[0].options.num_predict: must not be 0, which Ollama takes for no limit; -1 says so"
+            f" {theirs}",
+        ]
+
+
 @pytest.mark.parametrize("command", ["check", "serve"])
 async def test_remarks_are_printed(tmp_path: Path, command: str) -> None:
     """By `check`, and by a start that a person sees."""

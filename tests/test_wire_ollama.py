@@ -75,9 +75,9 @@ def chat(**asked: Any) -> dict[str, Any]:
     return sent({"messages": HI, **asked})
 
 
-def refused(asked: object, endpoint: Endpoint = Endpoint.CHAT) -> ProxyError:
+def refused(asked: object, endpoint: Endpoint = Endpoint.CHAT, wire: Wire = WIRE) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
-        WIRE.request(call_of(asked, endpoint), Entry(TARGET))
+        wire.request(call_of(asked, endpoint), Entry(TARGET))
     return caught.value
 
 
@@ -286,6 +286,16 @@ def test_no_tokens_is_no_request(field: str) -> None:
     value = {"options": {"num_predict": 0}} if "." in field else {field: 0}
     error = refused({"messages": HI, **value})
     assert (error.status, error.param) == (400, field)
+
+
+@pytest.mark.parametrize("few", [-8, 0, 3.0])
+def test_a_window_without_room_is_refused_where_it_would_be_sent(few: float) -> None:
+    """Ollama would load the model anew for all with a window of 4 tokens. Where it is ignored, it does no harm."""
+    asked = {"messages": HI, "options": {"num_ctx": few}}
+    error = refused(asked, wire=OPEN)
+    assert (error.status, error.param) == (400, "options.num_ctx")
+    assert sent(asked, num_ctx=2048)["options"] == {"num_ctx": 2048}
+    assert "options" not in sent(asked, wire=WIRE)
 
 
 def test_shift_is_the_operators_where_it_is_set() -> None:

@@ -18,7 +18,7 @@ from manallm_proxy.config.values import InvalidValue, api_key, expected
 from manallm_proxy.config.yaml_file import Unset, text_of, without_newline
 from manallm_proxy.contract.answers import AnswerLimits
 from manallm_proxy.contract.records import define
-from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, Timeouts
+from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, SMALLEST_WINDOW, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 OLLAMA_ENDS: Final = ("/v1", "/api")
@@ -111,12 +111,18 @@ class Providers:
         )
 
     def check_options(self, options: Mapping[str, Any], path: str) -> None:
-        """Adds a mistake for each of `options`, given at `path`, whose type Ollama refuses, and a note for each that it
-        silently ignores."""
+        """Adds a mistake for each of `options`, given at `path`, that Ollama refuses or takes for another value, and a
+        note for each that it silently ignores."""
         for name, value in options.items():
             kind = OPTION_KINDS.get(name)
             if kind is not None and value is not None and not _is(kind, value):
                 self.mistakes.add(join(path, "options", name), str(expected(_KIND_NAMES[kind], value)))
+            elif name == "num_ctx" and value is not None and value < SMALLEST_WINDOW:
+                what = f"must be at least {SMALLEST_WINDOW} tokens: Ollama takes less for {SMALLEST_WINDOW}"
+                self.mistakes.add(join(path, "options", name), what)
+            elif name == "num_predict" and value == 0:
+                what = "must not be 0, which Ollama takes for no limit; -1 says so"
+                self.mistakes.add(join(path, "options", name), what)
             if name not in KNOWN_OPTIONS:
                 hint = suggestion(name, KNOWN_OPTIONS)
                 self.notes.append(f"{join(path, 'options', name)}: no option that Ollama is known to have{hint}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from manallm_proxy.contract.provider import Endpoint
-from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS
+from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, SMALLEST_WINDOW
 from manallm_proxy.openai.reasoning import wanted_reasoning
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
 
@@ -62,6 +62,8 @@ def settings(
     clients |= _top_level(asked)
     ignored = [k for k in clients if k in OPERATORS and (k in theirs or not allowed) and clients[k] != theirs.get(k)]
     remarks += [f"ignored: {k}" for k in ignored]
+    if "num_ctx" not in ignored and clients.get("num_ctx", SMALLEST_WINDOW) < SMALLEST_WINDOW:
+        raise wrong("options.num_ctx", f"at least {SMALLEST_WINDOW}: Ollama would load the model for all with that")
     merged: Fields = {"truncate": False, **theirs, **{k: v for k, v in clients.items() if k not in ignored}}
     fields: Fields = {k: merged.pop(k) for k in _TOP_LEVEL if k in merged}
     if endpoint is Endpoint.EMBEDDINGS:
