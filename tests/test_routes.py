@@ -75,6 +75,20 @@ async def test_methods(tmp_path: Path) -> None:
             assert response.status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "said"), [("compact", "compacted"), ("input_tokens", "counted"), ("resp_1/cancel", "cancel")]
+)
+async def test_what_openai_serves_below_responses_and_we_do_not_is_named(tmp_path: Path, path: str, said: str) -> None:
+    """404, in each spelling: a 405 would say that the address is there. A POST to an id has that still."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        for spelt in (f"/v1/responses/{path}", f"/responses/{path}", f"//v1/v1/responses//{path}/"):
+            code, body, _ = await p.post(spelt, {"model": "loopback/m", "input": "hi"})
+            assert (code, body["error"]["code"], said in body["error"]["message"]) == (404, "unknown_url", True), spelt
+        for taken in ("resp_1", "resp_1/input_items", f"{path}/x", "cancel"):
+            async with p.client.post(f"{p.url}/v1/responses/{taken}", json={}) as response:
+                assert (response.status, response.headers["Allow"][-9:]) == (405, "GET, HEAD"), taken
+
+
 async def test_what_is_not_served_below_api_is_said_as_ollama_says_it(tmp_path: Path) -> None:
     """A string, which every Ollama client shows; elsewhere OpenAI's envelope. A slip in the URL changes neither."""
     async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:

@@ -47,11 +47,11 @@ from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, in_turns, model_rows
-from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable, canonical_path
+from manallm_proxy.gateway.route_table import Handler, Match, RouteTable, canonical_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.gateway.status_page import wants_html
-from manallm_proxy.gateway.stored_responses import StoredResponses
+from manallm_proxy.gateway.stored_responses import StoredResponses, not_offered
 from manallm_proxy.http_server import web
 from manallm_proxy.observe.aioprometheus_internals import TEXT_CONTENT_TYPE
 from manallm_proxy.observe.live_feed import LiveFeed
@@ -72,6 +72,7 @@ DOORS: Final[dict[str, Door]] = {
 """Doors by path; each takes POST."""
 RESPONSES: Final = "/v1/responses"
 """The path of the one stateful door, of which each gateway makes its own."""
+_RESPONSE: Final = (f"{RESPONSES}/{{id}}", f"{RESPONSES.removeprefix('/v1')}/{{id}}")
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
     "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
@@ -189,7 +190,7 @@ class Gateway:
             return self._refuse(request, UnknownRoute(NOT_SERVED), None)
         handler = match.route.handler(request.method)
         if handler is None:
-            return self._wrong_method(request, match.route)
+            return self._wrong_method(request, match)
         try:
             return await handler(request, match.rest)
         except (asyncio.CancelledError, ConnectionResetError):
@@ -226,13 +227,15 @@ class Gateway:
         write, headers = _form_for(request, id_, name if match is not None else canonical_path(request.path))
         return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
-    def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
+    def _wrong_method(self, request: web.BaseRequest, match: Match) -> web.Response:
         if "websocket" in request.headers.get("Upgrade", "").lower():  # clients fall back to POST on a 404
-            return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), Match(route))
-        allowed = ", ".join(route.methods)
+            return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), match)
+        if request.method == "POST" and match.route.name in _RESPONSE and (missing := not_offered(match.rest)):
+            return self._refuse(request, missing, match)
+        allowed = ", ".join(match.route.methods)
         if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
             return self.renderer.empty(request, _preflight(request, allowed))
-        response = self._refuse(request, MethodNotAllowed(f"this address takes {allowed} only"), Match(route))
+        response = self._refuse(request, MethodNotAllowed(f"this address takes {allowed} only"), match)
         response.headers["Allow"] = allowed
         return response
 

@@ -1,12 +1,16 @@
-"""``GET`` and ``DELETE /v1/responses/{id}``, ``GET /v1/responses/{id}/input_items``: the stored responses."""
+"""``GET`` and ``DELETE /v1/responses/{id}``, ``GET /v1/responses/{id}/input_items``: the stored responses.
+
+What OpenAI serves below the same path by POST, and we do not, is named in its error: a 405 would say that the address
+exists.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, UnknownRoute
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.not_found import ResponseNotFound
 from manallm_proxy.doors.responses.store import Store, Stored
@@ -17,6 +21,20 @@ from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
 from manallm_proxy.openai.json_object import encoder
 from manallm_proxy.openai.large import are_large, offload
+
+_NOT_OFFERED: Final = {
+    "compact": "conversations are not compacted here: send the whole conversation, or a shorter one, as 'input'",
+    "input_tokens": "tokens are not counted here: the answer's 'usage' has them",
+    "cancel": "there are no background responses here to cancel: close the connection of one that is being answered",
+}
+
+
+def not_offered(id_: str) -> UnknownRoute | None:
+    """The error for a POST to ``/v1/responses/`` and `id_`, if that is a path of OpenAI's; None for an id."""
+    before, _, last = id_.rpartition("/")
+    if last not in _NOT_OFFERED or bool(before) != (last == "cancel"):
+        return None
+    return UnknownRoute(f"this address is not served here: {_NOT_OFFERED[last]}")
 
 
 @define(eq=False)
