@@ -12,6 +12,7 @@ import pytest
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.numbering import shifted
 from manallm_proxy.doors.responses.store import MemoryStore, Stored
 from tests.native_servers import (
     ENCRYPTED,
@@ -395,7 +396,8 @@ async def test_however_it_is_cut(step: int, tmp_path: Path) -> None:
 
 
 async def test_a_silence_is_filled_with_its_own_state(tmp_path: Path) -> None:
-    """A heartbeat before the commit begins the answer, which a provider then goes on with; after it one is numbered."""
+    """A heartbeat before the commit begins the answer, which a provider then goes on with. No two events have the same
+    number: those of the provider are counted on from the heartbeats."""
     go = asyncio.Event()
 
     async def answer(connection: Connection, seen: Seen) -> None:
@@ -415,7 +417,7 @@ async def test_a_silence_is_filled_with_its_own_state(tmp_path: Path) -> None:
             async with p.client.post(f"{p.url}/v1/responses", json={"input": "hi", "stream": True}) as response:
                 async for part in response.content.iter_any():
                     data += part
-                    if data.count(b"event: response.in_progress") > 1:
+                    if data.count(b"event: response.in_progress") > 2:
                         up.go.set()
                     if b'"lo"' in data and data.rfind(b"event: response.in_progress") > data.find(b'"lo"'):
                         go.set()
@@ -423,9 +425,27 @@ async def test_a_silence_is_filled_with_its_own_state(tmp_path: Path) -> None:
             assert [row["type"] for row in rows].count("response.created") == 1
             assert len({row["response"]["id"] for row in rows if "response" in row}) == 1
             after = next(n for n, row in enumerate(rows) if row.get("delta") == "lo")
-            assert (rows[after + 1]["type"], rows[after + 1]["sequence_number"]) == ("response.in_progress", 8)
+            assert [row["sequence_number"] for row in rows] == list(range(len(rows)))
+            assert rows[after + 1]["type"] == "response.in_progress"
             assert rows[after + 1]["response"]["model"] == "p/m"
             assert rows[-1]["type"] == "response.completed"
+
+
+def test_only_an_events_own_number_is_changed() -> None:
+    """Neither a member of that name further inside, nor one in a text; all else keeps its bytes."""
+    inside = b'"item":{"sequence_number":1.50,"text":"\\"sequence_number\\":1"}'
+    for before, now in (
+        (b'event: a\ndata: {%b, "sequence_number" : 9}\n\n' % inside, b'event: a\ndata: {%b,"sequence_number":12}\n\n'),
+        (b'data: {"sequence_number":0,%b}\r\n\r\n' % inside, b'data: {"sequence_number":3,%b}\r\n\r\n'),
+        (b"data: {%b}\n\n" % inside, b"data: {%b}\n\n"),
+        (b'data: {"sequence_number":"9",%b}\n\n' % inside, b'data: {"sequence_number":"9",%b}\n\n'),
+        (b'data: {"sequence_number":9,%b\n\n' % inside, b'data: {"sequence_number":9,%b\n\n'),
+        (b'data: {"sequence_number":\ndata: 9,%b}\n\n' % inside, b'data: {"sequence_number":\ndata: 9,%b}\n\n'),
+        (b": comment\n\n", b": comment\n\n"),
+    ):
+        wanted = now % inside if b"%b" in now else now
+        assert shifted(before, 3) == wanted
+        assert shifted(before * 2, 3) == wanted * 2
 
 
 async def test_ollamas_own_is_asked_under_its_v1(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ The order of a stream, different parts of which different clients rely on: ``res
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from attrs import field
@@ -20,6 +19,7 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import BadResponse, StreamInterrupted
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.responses import numbering
 from manallm_proxy.doors.responses.answer import AnswerItems, Growing
 from manallm_proxy.doors.responses.native import stored_items
 from manallm_proxy.doors.responses.output import Event
@@ -32,7 +32,6 @@ from manallm_proxy.openai.request_fields import Fields
 
 Keep = Callable[[dict[str, Any], list[Fields]], None]
 """Stores a finished response: the object with an empty ``output``, and its items in stored form."""
-_SEQUENCE: Final = b'"sequence_number":'
 
 
 class _Identified(msgspec.Struct):
@@ -75,6 +74,10 @@ class ResponsesReply:
     """The items of its output so far."""
     _relayed: bytes = field(default=b"", repr=False)
     """The latest relayed events."""
+    _heartbeats: int = 0
+    """How many events of ours beside the first two took a number that a provider does not know of."""
+    _failure: bytes = field(default=b"", repr=False)
+    """The end of a stream that broke: the same for all clients of a shared one."""
 
     @property
     def _answer(self) -> AnswerItems:
@@ -136,7 +139,7 @@ class ResponsesReply:
                 return b""
             kind, fields = step
             event = b"event: %b\ndata: %b\n\n" % (kind.encode(), encode({"type": kind, "sequence_number": 0, **fields}))
-            front, number, rest = event.partition(_SEQUENCE)
+            front, number, rest = event.partition(numbering.KEY)
             self._growing, self._numbered, self._around = growing, front + number, splice(rest[1:])
         around, front = self._around, self._numbered
         assert around is not None  # our generated ids contain no mark
@@ -151,12 +154,13 @@ class ResponsesReply:
             self._native += batch.items
             if batch.done and batch.response:
                 self._keep_native(batch.response)
+        frames = numbering.shifted(batch.frames, self._heartbeats) if self._heartbeats else batch.frames
         if self._begun:
-            self._relayed = batch.frames or self._relayed
-            return batch.frames
+            self._relayed = frames or self._relayed
+            return frames
         begin = self._begin()
-        self._relayed = batch.frames or begin
-        return begin + batch.frames
+        self._relayed = frames or begin
+        return begin + frames
 
     def _keep_native(self, response: bytes) -> None:
         """Stores a provider's own response, unless it cannot be decoded, which then is left to the client."""
@@ -186,15 +190,22 @@ class ResponsesReply:
 
     def error(self, error: ProxyError) -> bytes:
         """Two events: some clients read one, some the other; in this order all of them show the message."""
+        if self._failure:
+            return self._failure
         begin, response = self._begin(), self._failed(error)
         self._refused = None  # these two are the last
         inner = {**response["error"], "param": error.param}
         flat = {**inner, "error": {"type": error.type, **inner}}
-        return begin + self._write([("response.failed", {"response": response}), ("error", flat)])
+        self._failure = begin + self._write([("response.failed", {"response": response}), ("error", flat)])
+        return self._failure
 
     def heartbeat(self) -> bytes:
         """An event, since codex gives up on a stream of comments."""
-        return self._begin() or self._write([("response.in_progress", {"response": self._in_progress()})])
+        begin = self._begin()
+        if begin:
+            return begin
+        self._heartbeats += 1
+        return self._write([("response.in_progress", {"response": self._in_progress()})])
 
     def _begin(self) -> bytes:
         """The first two events, the first time."""
@@ -231,7 +242,7 @@ class ResponsesReply:
     def _write(self, events: Iterable[Event]) -> bytes:
         frames: list[bytes] = []
         if self._relayed:
-            self._sequence = _after(self._relayed, self._sequence)
+            self._sequence = numbering.after(self._relayed, self._sequence)
         for kind, fields in self._told(events):
             data = encode({"type": kind, "sequence_number": self._sequence, **fields})
             frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
@@ -266,10 +277,3 @@ def _decoded(response: bytes) -> dict[str, Any]:
     except DecodeErrors:
         return {}
     return decoded if isinstance(decoded, dict) else {}
-
-
-def _after(events: bytes, known: int) -> int:
-    """The sequence number after those of `events`; at least `known`."""
-    digits = events[events.rfind(_SEQUENCE) + len(_SEQUENCE) :].lstrip()[:10] if _SEQUENCE in events else b""
-    number = re.match(rb"\d+", digits)
-    return max(known, int(number[0]) + 1) if number is not None else known
