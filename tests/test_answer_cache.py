@@ -436,6 +436,45 @@ async def test_heartbeats_of_a_shared_stream_come_from_one_mouth(tmp_path: Path)
         assert (json.loads(whole), cache) == (events[-1]["response"], "hit")
 
 
+@pytest.mark.parametrize("door", ["responses", "chat/completions"])
+async def test_who_heard_the_heartbeats_of_a_stream_that_fails_is_told_so(door: str, tmp_path: Path) -> None:
+    """They begin a response, which no other one may follow, so all get the same failure. A chat is asked for again."""
+    path, body = DOORS[door]
+    failed = asyncio.Event()
+
+    async def fails_once(connection: Connection, seen: Seen) -> None:
+        if failed.is_set():
+            await talks(connection, seen)
+        else:
+            await connection.upstream.go.wait()
+            failed.set()
+            await connection.reply({"error": {"message": "broken"}}, "500 Internal Server Error")
+
+    config = {"streaming": {"early_heartbeat": 0.02}}
+    async with upstream(each(fails_once)) as server, proxy(kept(server.url, **config), tmp_path) as gate:
+        payload = {"model": "mana/test", **body, "stream": True}
+        both = [await gate.client.post(gate.url + path, json=payload) for _ in range(2)]
+        assert [response.headers["X-Mana-LLM-Cache"] for response in both] == ["miss", "hit"]
+        begun = [await response.content.readany() for response in both]
+        rest = [asyncio.ensure_future(everything(response)) for response in both]
+        await asyncio.sleep(0)  # both read
+        server.go.set()
+        told = [begun[n] + await each for n, each in enumerate(rest)]
+        for response in both:
+            response.close()
+        if door == "chat/completions":
+            assert b"error" in told[0] and b"[DONE]" in told[1]
+            return
+        assert told[0] == told[1]
+        events = [json.loads(line[6:]) for line in told[0].splitlines() if line.startswith(b"data: ")]
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert [event["type"] for event in events].count("response.created") == 1
+        assert [event["type"] for event in events][-2:] == ["response.failed", "error"]
+        assert len(server.posts) == 1
+        *_, one, other = [row for row in map(json.loads, gate.log.getvalue().splitlines()) if row["event"] == "request"]
+        assert one["outcome"] == other["outcome"] == "error"
+
+
 def test_what_anthropics_own_server_streams_becomes_whole() -> None:
     """Its prompt is counted at the start only; a block that we do not know is not kept."""
 

@@ -23,7 +23,7 @@ from tests.figures import value
 from tests.native_servers import speaks_messages, speaks_responses
 from tests.proxy import Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
-from tests.upstreams import USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
+from tests.upstreams import DONE, USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
 from tests.waiting import until
 
 PRICE = {"input": 100_000, "output": 100_000}
@@ -281,6 +281,48 @@ async def test_who_leaves_a_shared_answer_leaves_nothing_reserved(tmp_path: Path
             assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
             assert p.app.gateway.generation.ledger._reserved == {}
             assert spent(p, "alias mana/test") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("both_leave", [False, True])
+async def test_each_token_of_a_shared_answer_is_paid_once(both_leave: bool, tmp_path: Path) -> None:
+    """By who began it, once it is over, though that client has left in the middle; also where the last leaves, too."""
+    go = asyncio.Event()
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one two three"))
+        await go.wait()
+        await connection.chunk(chunk(finish="stop") + USAGE + DONE)
+        await connection.end()
+
+    async with upstream(each(slow)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        config["auth"] = {"keys": [entry(tokens_per_minute=1000)]}
+        async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
+            payload = {"model": "mana/test", "messages": [], "stream": True, "max_tokens": 100}
+            path, bearer = f"{p.url}/v1/chat/completions", {"Authorization": f"Bearer {SECRET}"}
+            both = [await p.client.post(path, json=payload, headers=bearer) for _ in range(2)]
+            for response in both:
+                assert b"one" in await response.content.readany()
+            exchanges, ledger = p.app.gateway.pipeline.exchanges, p.app.gateway.generation.ledger
+            both[0].close()
+            await until(lambda: len(exchanges) == 1)
+            assert spent(p, "alias mana/test") == 0 and ledger._reserved
+            if both_leave:
+                both[1].close()
+                await until(lambda: not exchanges and not ledger._reserved)
+                assert 0 < spent(p, "alias mana/test") < 5
+                return
+            go.set()
+            assert (await both[1].read()).endswith(DONE)
+            await until(lambda: not exchanges and not ledger._reserved)
+            assert spent(p, "alias mana/test") == pytest.approx(0.5)
+            told = p.app.metrics.render()[0].decode()
+            for kind, number in (("prompt", 3), ("completion", 2)):
+                assert value(told, "mana_llm_tokens_total", provider="cloud", model="m", type=kind) == number
+            _, _, headers = await ask(p, seed=1)
+            assert int(headers["x-ratelimit-remaining-tokens"]) < 1000 - 5
 
 
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ class ProxyError(Exception):
 class InternalError(ProxyError):
     """A bug in the proxy. The traceback is in the log, never in the answer."""
 
+    def __init__(self, message: str = "an internal error; the proxy's log has the details") -> None:
+        super().__init__(message)
+
 
 class InvalidRequest(ProxyError):
     """The caller's request cannot be understood."""

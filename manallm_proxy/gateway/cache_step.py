@@ -6,6 +6,7 @@ Failures are not shared: a request that waited for another's answer then asks fo
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from typing import Protocol, cast
 
@@ -13,6 +14,7 @@ from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.door import Door, Reply, StatefulReply
+from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import CacheOutcome, Outcome
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.records import define
@@ -42,6 +44,7 @@ class Served(Protocol):
     usage: Usage | None
     cache: CacheOutcome | None
     saved_usage: Usage | None
+    pays_later: bool
 
     async def ask(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse: ...
 
@@ -52,6 +55,8 @@ class Served(Protocol):
     def commit(self, entry: Entry, reply: Reply) -> None: ...
 
     def end(self, outcome: Outcome, status: int, error: str | None = None) -> None: ...
+
+    async def fail(self, error: ProxyError, reply: Reply | None = None) -> web.StreamResponse: ...
 
 
 @define
@@ -146,7 +151,7 @@ class CacheStep:
             return await exchange.send(kept.body, kept.content_type)
         writer = exchange.stream_writer(self.reply, beats=False)
         await writer.finish(data)
-        return _response(writer)
+        return response_of(writer)
 
     async def _follow(self, flight: Flight) -> web.StreamResponse | None:
         """Sends the answer of another request's flight; None if this request must ask for itself."""
@@ -156,11 +161,15 @@ class CacheStep:
             if flight.form == self._form and flight.form.stream:
                 response = await self._hear(flight, seat)
                 exchange.saved_usage = flight.usage
+                if response is None and seat.read and _is_stateful(type(self.reply)):
+                    # it heard heartbeats that began the flight's answer, with an id that no other one has
+                    error = flight.error if isinstance(flight.error, ProxyError) else InternalError()
+                    response = await exchange.fail(error, flight.reply)
             else:
                 await seat.over()
                 response = await self._give(flight.kept) if flight.kept is not None else None
             if response is not None and flight.leader_left and (usage := flight.claim()) is not None:
-                exchange.usage, exchange.saved_usage = usage, None
+                exchange.usage, exchange.saved_usage = usage, None  # who left pays, but has been reported by now
             return response
 
     async def _lead(self, key: Key, *, is_shared: bool) -> web.StreamResponse:
@@ -172,6 +181,9 @@ class CacheStep:
         generation.hold()
 
         def landed() -> None:
+            flight.has_landed = True
+            if flight.is_paid_on_landing:
+                self._pay(flight)
             flights.remove(key, flight)
             generation.release()
 
@@ -185,14 +197,22 @@ class CacheStep:
                 else:
                     await seat.over()
                     response = await self._send(flight)
-            except BaseException:
+            except BaseException as error:
                 flight.leader_left = True
+                if isinstance(error, asyncio.CancelledError | ConnectionResetError) and not flight.has_landed:
+                    # others may hear the rest: what it costs in all is known at its end
+                    flight.is_paid_on_landing = exchange.pays_later = True
                 raise
             if response is None:
                 assert flight.error is not None
                 raise flight.error
             exchange.usage = flight.claim()
             return response
+
+    def _pay(self, flight: Flight) -> None:
+        """Settles what a flight has cost, on behalf of the client that began it and has left."""
+        sent = len(flight.kept.body) if flight.kept is not None else flight.bytes_put
+        self.dispatch.plan.settle(flight.entry, flight.usage, sent)
 
     async def _send(self, flight: Flight) -> web.StreamResponse | None:
         kept, entry = flight.kept, flight.entry
@@ -221,7 +241,7 @@ class CacheStep:
             await writer.break_off(data)
         else:
             await writer.finish(flight.last)
-        return _response(writer)
+        return response_of(writer)
 
     def _commit(self, flight: Flight) -> None:
         if flight.entry is not None and self.exchange.resolved is None:
@@ -235,7 +255,8 @@ def _is_stateful(kind: type[Reply]) -> bool:
     return issubclass(kind, StatefulReply)
 
 
-def _response(writer: StreamWriter) -> web.StreamResponse:
+def response_of(writer: StreamWriter) -> web.StreamResponse:
+    """The response of a stream that has begun."""
     response = writer.response
     assert response is not None
     return response

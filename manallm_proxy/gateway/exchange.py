@@ -33,7 +33,7 @@ from manallm_proxy.contract.trace import Trace
 from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.body_reader import read_request
-from manallm_proxy.gateway.cache_step import CacheStep
+from manallm_proxy.gateway.cache_step import CacheStep, response_of
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.dispatch import Dispatch, written
@@ -87,6 +87,8 @@ class Exchange:
     cache: CacheOutcome | None = None
     saved_usage: Usage | None = None
     """Tokens that a cached answer saved."""
+    pays_later: bool = False
+    """Whether its expense is settled when the flight that it began is over, and not by `close`."""
     body: bytes = field(default=b"", repr=False)
     """The request's body if answers may be cached, until it is known whether this one may."""
     _response: RawResponse | None = None
@@ -114,17 +116,16 @@ class Exchange:
                 raise
             assert self._task is not None
             self._task.uncancel()
-            return await self._fail(self.interrupted)
-        except ConnectionResetError:
-            # a write to a client that has left, or was cut off since it did not read
+            return await self.fail(self.interrupted)
+        except ConnectionResetError:  # a write to a client that has left, or was cut off since it did not read
             self.end("client_gone", 499)
             return self._cut()
         except ProxyError as error:
-            return await self._fail(error)
+            return await self.fail(error)
         except Exception as error:
             self.generation.registry.observe(Crashed(f"{self.door.name} request", error, self.request_id))
             clear_tracebacks(error)
-            return await self._fail(InternalError("an internal error; the proxy's log has the details"))
+            return await self.fail(InternalError())
         finally:
             reply, self._reply = [self._reply], None  # its frames may hold the request
             self._task = None  # if it was cancelled, it holds frames that hold this exchange
@@ -237,9 +238,7 @@ class Exchange:
                 self.usage = stream.usage
         if carrier.error is not None:
             self.end("broken", 200, carrier.error.error_type)
-        response = writer.response
-        assert response is not None
-        return response
+        return response_of(writer)
 
     def note_commit(self, entry: Entry) -> None:
         """Reports the commit if the live feed has readers; other listeners need only the end."""
@@ -265,9 +264,10 @@ class Exchange:
             self._writer = StreamWriter(self.request, headers, timing, reply.heartbeat if beats else bytes)
         return self._writer
 
-    async def _fail(self, error: ProxyError) -> web.StreamResponse:
-        """Reports `error` to the client: in-band if a stream has begun, else by status."""
+    async def fail(self, error: ProxyError, reply: Reply | None = None) -> web.StreamResponse:
+        """Reports `error` to the client: in-band if a stream has begun, by `reply` or its own; else by status."""
         clear_tracebacks(error)
+        self._reply = reply or self._reply
         if isinstance(error, NoProvider) and error.status == 503 and self.walk is not None and self.caller is None:
             error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
@@ -275,8 +275,7 @@ class Exchange:
         if self._response is not None:  # its head has been sent: no second answer may follow
             self.end("broken", self.status, _kind(error))
             return self._cut()
-        writer = self._writer
-        if writer is None or writer.response is None:
+        if (writer := self._writer) is None or writer.response is None:
             return self.refuse(error)
         assert self._reply is not None
         self.end("broken" if self.state is State.COMMITTED else "error", 200, _kind(error))
@@ -301,8 +300,8 @@ class Exchange:
     def close(self) -> None:
         """The exchange is over: settles its expense."""
         self.duration = self.generation.registry.clock() - self.started
-        if self._dispatch is not None and self._dispatch.plan.expense is not None:
-            paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
+        if self._dispatch is not None and self._dispatch.plan.expense is not None and not self.pays_later:
+            paid = self.outcome != "error" and self.cache != "hit"
             self._dispatch.plan.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
 
     def report(self, *, more: bool = False) -> None:

@@ -199,7 +199,7 @@ class Gateway:
             return self._refuse(request, error, match)
         except Exception as error:
             self.observe(Crashed(f"{request.method} request", error))
-            return self._refuse(request, InternalError("an internal error; the proxy's log has the details"), match)
+            return self._refuse(request, InternalError(), match)
 
     def _browser_error(self, request: web.BaseRequest) -> ProxyError | None:
         """The error for a browser led here by a page of another site, or by a host name that is not ours; else None."""

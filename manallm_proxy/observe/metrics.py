@@ -74,18 +74,8 @@ ENDPOINTS: Final = frozenset(
 
 def error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
-    yield from (
-        "unconfigured",
-        "unhealthy",
-        "cooling",
-        "saturated",
-        "loading",
-        "no_model",
-        "no_healthy_provider",
-        "too_long",
-        "budget",
-        "hedged",
-    )
+    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model")
+    yield from ("no_healthy_provider", "too_long", "budget", "hedged")
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:
@@ -189,7 +179,10 @@ class Metrics:
             self._add("client_disconnects_total")
         if event.cache is not None:
             self._cached(event)
-        if event.provider is None or event.model is None or event.cache == "hit":
+        if event.provider is None or event.model is None:
+            return
+        if event.cache == "hit":  # has tokens only of an answer that another client began and left
+            self._tokens(event, (event.provider, self._model(event.provider, event.model)))
             return
         if event.outcome == "ok":  # not "broken": so does a 404 for an unknown model end after an early heartbeat
             self._learn(event.provider, event.model)
@@ -204,15 +197,18 @@ class Metrics:
             self._observe("time_to_first_byte_seconds", event.to_first_byte, *pair)
         if event.outcome == "broken" and event.error:
             self._add("llm_errors_total", *pair, self._word(event.error))
+        self._tokens(event, pair)
+        self._rate(event, pair)
+        if event.outcome == "ok" and pair[1] != OTHER and endpoint != OTHER and len(self._served) < SERIES_LIMIT:
+            self._served[kind_of(event)] = self._series_of(event, endpoint, status, pair)
+
+    def _tokens(self, event: RequestEnded, pair: tuple[str, str]) -> None:
         for kind, tokens in (("prompt", event.prompt_tokens), ("completion", event.completion_tokens)):
             if tokens and 0 < tokens <= TOKENS_LIMIT:
                 self._add("tokens_total", *pair, kind, amount=tokens)
                 if event.key is not None:
                     self._add("key_tokens_total", event.key, kind, amount=tokens)
-        self._rate(event, pair)
         self._money(event, pair)
-        if event.outcome == "ok" and pair[1] != OTHER and endpoint != OTHER and len(self._served) < SERIES_LIMIT:
-            self._served[kind_of(event)] = self._series_of(event, endpoint, status, pair)
 
     def _money(self, event: RequestEnded, pair: tuple[str, str]) -> None:
         if event.cost:

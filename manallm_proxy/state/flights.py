@@ -52,8 +52,15 @@ class Flight:
     reply: Reply | None = field(default=None, repr=False)
     """The writer of the answer: one for all clients, since it creates the ids in it."""
     usage: Usage | None = None
+    is_claimed: bool = False
+    """Whether a client has reported ``usage`` as its own."""
     leader_left: bool = False
-    """Whether the client whose request began it has left: then another one pays for it."""
+    """Whether the client whose request began it has left: then another one reports the tokens."""
+    is_paid_on_landing: bool = False
+    """Whether that client had to leave the payment open: it is due once the flight is over."""
+    has_landed: bool = False
+    bytes_put: int = 0
+    """Size of all parts so far."""
     is_over: bool = False
     overflown: bool = False
     """Some parts are no longer held: nobody can join."""
@@ -86,6 +93,7 @@ class Flight:
         if data:
             self._parts.append(data)
             self._size += len(data)
+            self.bytes_put += len(data)
             self._trim()
             self._tell()
 
@@ -118,9 +126,11 @@ class Flight:
         self.broken = data, error
 
     def claim(self) -> Usage | None:
-        """Its usage, for the first caller only, so that it is charged once."""
-        usage, self.usage = self.usage, None
-        return usage
+        """Its usage, for the first caller only, so that it is counted once."""
+        if self.is_claimed:
+            return None
+        self.is_claimed = True
+        return self.usage
 
     @contextmanager
     def join(self) -> Iterator[Seat]:
