@@ -38,9 +38,9 @@ OPTION_KINDS: Final[Mapping[str, type]] = {
     **dict.fromkeys(("presence_penalty", "frequency_penalty"), float),
     "stop": list,
 }
+"""api/types.go Options. Ollama answers 500 to another type, and ignores names that it does not know."""
 SMALLEST_WINDOW: Final = 4
 """Tokens: Ollama loads the model with this many where ``num_ctx`` is less (server/sched.go), also if it is 0."""
-"""api/types.go Options. Ollama answers 500 to another type, and ignores names that it does not know."""
 LOADED_WITH: Final = (*RUNNER_OPTIONS, "shift")
 """If one of these changes, Ollama loads the model again (server/sched.go needsReload)."""
 _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
