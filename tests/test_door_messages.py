@@ -13,6 +13,7 @@ import pytest
 
 from manallm_proxy.gateway.client_keys import digest_of
 from tests import anthropic_stream
+from tests.ollama_box import box
 from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, USAGE, Connection, Seen, answers, chunk, each, status, upstream
 
@@ -352,6 +353,31 @@ async def test_lists_in_anthropics_form_for_its_clients(tmp_path: Path) -> None:
         async with p.client.get(f"{p.url}/v1/models/gpu/m", headers=VERSION) as response:
             assert await response.json() == listed["data"][1]
         assert (await p.get("/v1/models"))[1]["object"] == "list"
+
+
+async def test_its_list_has_the_sizes_that_are_known(tmp_path: Path) -> None:
+    """Of a name's first usable target: as its provider lists them, or as the operator has set the window."""
+    listed = [{"id": "m", "context_length": 32_000, "max_completion_tokens": 8192}, {"id": "n"}]
+
+    async def lists(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply({"object": "list", "data": listed})
+
+    async with upstream(lists) as up, box() as gpu:
+        config = settings({"p": openai(up.url), "gpu": gpu.provider()}, ["p/m", "p/n"])
+        config["aliases"]["mana/own"] = {"chain": [{"target": "gpu/m", "options": {"num_ctx": 2048}}]}
+        async with proxy(config, tmp_path) as p:
+
+            async def sizes(name: str) -> tuple[int | None, int | None]:
+                async with p.client.get(f"{p.url}/v1/models/{name}", headers=VERSION) as response:
+                    row = await response.json()
+                async with p.client.get(f"{p.url}/v1/models", headers=VERSION) as response:
+                    assert row in (await response.json())["data"]
+                return row.get("max_input_tokens"), row.get("max_tokens")
+
+            assert await sizes("p/m") == await sizes("mana/test") == (32_000, 8192)
+            assert await sizes("p/n") == (None, None)
+            assert await sizes("mana/own") == (2048, None)
 
 
 async def test_counting_touches_nobody(tmp_path: Path) -> None:

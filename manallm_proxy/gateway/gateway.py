@@ -46,7 +46,7 @@ from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
-from manallm_proxy.gateway.reports import alias_list, find_model, health_report, in_turns, model_rows
+from manallm_proxy.gateway.reports import alias_list, find_model, health_report, in_turns, model_rows, model_sizes
 from manallm_proxy.gateway.route_table import Handler, Match, RouteTable, canonical_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_responses import SharedResponses
@@ -243,7 +243,9 @@ class Gateway:
         caller = caller_of(request, self.generation)
         rows = model_rows(self.generation, caller)
         if _is_anthropic(request):
-            models = await in_turns(map(anthropic_model, rows))
+            generation = self.generation
+            each = (anthropic_model(row, *model_sizes(generation, row["id"], caller)) for row in rows)
+            models = await in_turns(each)
             return await self.renderer.long_json(request, anthropic_list(models))
         return await self.renderer.long_json(request, {"object": "list", "data": await in_turns(rows)})
 
@@ -252,7 +254,9 @@ class Gateway:
         row = find_model(self.generation, wanted, caller)
         if row is None:
             raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
-        return self.renderer.json(request, anthropic_model(row) if _is_anthropic(request) else row)
+        if _is_anthropic(request):
+            row = anthropic_model(row, *model_sizes(self.generation, wanted, caller))
+        return self.renderer.json(request, row)
 
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.raw(request, await counted_tokens(request, self.generation), "application/json")

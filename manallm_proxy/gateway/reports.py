@@ -76,6 +76,18 @@ def find_model(generation: Generation, wanted: str, caller: Caller | None = None
     return model_object(wanted, listed.created if listed is not None else 0, target.provider)
 
 
+def model_sizes(generation: Generation, name: str, caller: Caller | None = None) -> tuple[int | None, int | None]:
+    """The context window and the longest answer, in tokens, of the first usable target of `name`; None: not known."""
+    try:
+        entries = generation.resolve(name, caller).entries
+    except ProxyError:  # a provider may list what no request can name
+        return None, None
+    may_pass = generation.registry.may_pass
+    entry = next((entry for entry in entries if may_pass(entry.target)), entries[0])
+    listed = generation.catalog.find(entry.target)
+    return generation.local.window(entry, None), listed.max_output if listed is not None else None
+
+
 async def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:
     """``GET /v1/aliases``: the aliases that `caller` may use. There may be thousands, so they are made in turns."""
     config = generation.config
