@@ -100,7 +100,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
-    """What was left open is told at the latest in a worker's last test: as an error, by pytest, which waits for it."""
+    """What was left open is reported in a worker's last test at the latest: as an error, by pytest, which waits."""
     if nextitem is None:
         gc.collect()
 

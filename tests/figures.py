@@ -35,7 +35,7 @@ WELL = {"status": "healthy", "consecutive_failures": 0, "last_error": None, "las
 
 def samples(text: str) -> Samples:
     found = [s for family in text_string_to_metric_families(text) for s in family.samples]
-    assert len({(s.name, frozenset(s.labels.items())) for s in found}) == len(found), "a series is told twice"
+    assert len({(s.name, frozenset(s.labels.items())) for s in found}) == len(found), "a series appears twice"
     return {(s.name, frozenset(s.labels.items())): s.value for s in found}
 
 

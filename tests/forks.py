@@ -161,7 +161,7 @@ def _died(item: pytest.Item, code: int | None) -> None:
 
 
 class _Reports:
-    """Keeps a worker's reports until they are sent; a third of them, where nothing is to be told of the others."""
+    """Keeps a worker's reports until they are sent; a third of them, where there is nothing to say of the others."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config

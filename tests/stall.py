@@ -1,6 +1,6 @@
 """What one request costs all the others: how long the loop stands still for it, and the memory that it takes.
 
-A task ticks meanwhile, and the longest gap between ticks is the stall. The gap is told in CPU time of the whole
+A task ticks meanwhile, and the longest gap between ticks is the stall. The gap is given in CPU time of the whole
 process, threads included: on a machine that others use too, the clock on the wall says more about them.
 """
 

@@ -147,7 +147,7 @@ async def breaks(connection: Connection, seen: Seen) -> None:
 
 
 async def fails(connection: Connection, seen: Seen) -> None:
-    """Before the commit, with its usage told: it will be on the bill."""
+    """Before the commit, with its usage reported: it will be on the bill."""
     await connection.head()
     await connection.chunk(USAGE + b'data: {"error":{"message":"no","code":503}}\n\n')
     await connection.end()

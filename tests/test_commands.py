@@ -83,7 +83,7 @@ def test_an_answer_of_another_shape_is_a_break_and_no_traceback() -> None:
 
 
 async def test_a_chat_that_fails_says_why(tmp_path: Path) -> None:
-    """The proxy's own words for a refusal; what breaks off is told after what had come, and no escape passes."""
+    """The proxy's own words for a refusal; what breaks off is reported after what had come, and no escape passes."""
 
     async def breaks(connection: Connection, seen: Seen) -> None:
         await connection.head()

@@ -198,7 +198,7 @@ async def a_million_models(connection: Connection) -> None:
 
 
 async def test_odd_servers_cost_a_second_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What speaks no HTTP, what drips, what lists a million models: told once each; those beside them are found."""
+    """What speaks no HTTP, what drips, what lists a million models: named once each; those beside them are found."""
     async with upstream(nonsense) as odd, upstream(slow) as drip, upstream(a_million_models) as many:
         async with upstream(llama_server) as fine:
             usual = [(odd.port, "lmstudio"), (drip.port, "llamacpp"), (many.port, "vllm"), (fine.port, "llamacpp")]

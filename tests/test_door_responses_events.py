@@ -320,7 +320,7 @@ async def test_names_come_back_as_the_client_knows_them() -> None:
 
 
 async def test_a_custom_tool_in_a_stream() -> None:
-    """Its input is told once its arguments are complete, whether these were read or only told by their bytes."""
+    """Its input is sent once its arguments are complete, whether these were read or only recognised by their bytes."""
     rest = 'ut":"x\\ny"}'
     for part in (Delta(tool_calls=(ToolCall("", rest),)), CallArguments([encode(rest)[1:-1]])):
         events = (await Opened().ask(tools=[PATCH])).stream(

@@ -173,7 +173,7 @@ async def test_an_error_of_the_callers_ends_the_walk(row: str) -> None:
 
 @pytest.mark.parametrize("row", [row for row, (_, _, _, widened) in PROPAGATED.items() if widened])
 async def test_fallback_on_lets_it_move_on(row: str) -> None:
-    """By class or by status, for one entry; told as such."""
+    """By class or by status, for one entry; reported as such."""
     make, _, _, widened = PROPAGATED[row]
     story = Story([make(), "hello"])
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({str(widened)})), story.entries[1])
@@ -361,7 +361,7 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
 
 
 async def test_fallback_on_by_the_status_that_its_caller_would_get() -> None:
-    """400 is 400, also where a local server said 500 or 501, or its list told before the call; none of them is 500."""
+    """400 is 400, also where a local server said 500 or 501, or its list did before the call; none of them is 500."""
     errors = [
         classify(500, {}, ErrorDetails("failed to parse grammar")),
         classify(500, {}, ErrorDetails("x", status=400)),

@@ -47,7 +47,7 @@ async def test_loops_go_by_it() -> None:
 
 
 def test_what_took_a_moment_took_some_time() -> None:
-    """Also while the clock waits for the time that it has told already: a duration of 0 is one that is not known."""
+    """Also while the clock waits for the time that it has shown already: a duration of 0 is one that is not known."""
     clock = fair_clock.FairTime()
     clock()
     clock.waited += 60.0

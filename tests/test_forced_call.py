@@ -111,7 +111,7 @@ async def obedient(connection: Connection, seen: Seen) -> None:
     row: dict[str, Any] = {"model": "m", "message": {"role": "assistant", "content": text}, "done": False}
     done = {"model": "m", "done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
     if asked["stream"]:
-        parts = [text[n : n + 3] for n in range(0, len(text), 3)]  # so many that they are told by their pattern
+        parts = [text[n : n + 3] for n in range(0, len(text), 3)]  # so many that they are recognised by their pattern
         rows = [{"model": "m", "message": {"role": "assistant", "content": part}, "done": False} for part in parts]
         await connection.head(content_type="application/x-ndjson")
         for each_row in [*rows, done]:

@@ -349,7 +349,7 @@ async def test_a_server_that_hangs(llama: LlamaServer, tmp_path: Path) -> None:
 
 
 async def test_a_server_that_is_killed(tmp_path: Path) -> None:
-    """In the middle of a stream: told in it; then the next target serves, and says what is wrong."""
+    """In the middle of a stream: reported in it; then the next target serves, and says what is wrong."""
     require(FOLDER / "xllamacpp", WHY)
     async with llama_server() as server, behind(server, tmp_path) as p:
         async with p.client.post(f"{p.url}/v1/chat/completions", json={**HI, "stream": True}) as response:

@@ -195,7 +195,7 @@ class Machine(RuleBasedStateMachine):
         elif how == "broken":
             self.registry.failed(target, permit, StreamInterrupted("x"))
         permit.released()
-        self.registry.note(target.provider)  # what time alone has changed is told now
+        self.registry.note(target.provider)  # what time alone has changed is reported now
         before = repr(self.healths)
         permit.served(self.now)
         permit.failed(Disconnected("x"), self.now)

@@ -104,7 +104,7 @@ def test_what_is_no_object_breaks_the_answer(kind: str) -> None:
 
 @given(st.sampled_from([*RELAYS]), st.data())
 def test_lines_may_end_otherwise(kind: str, data: st.DataObject) -> None:
-    """In some events, alone or together: each is told as if it had come by itself."""
+    """In some events, alone or together: each is read as if it had come by itself."""
     frames = stream(kind, ["a", "b", "c"])
     ends = [data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"])) for _ in frames]
     frames = [frame.replace(b"\n", end) for frame, end in zip(frames, ends, strict=True)]

@@ -198,7 +198,7 @@ POSTS: list[tuple[str, dict[str, Any]]] = [
 
 
 async def test_what_a_key_gets_is_described(tmp_path: Path) -> None:
-    """Refused without one, limited with one: what is left is told with each answer, and the wait with the refusal."""
+    """Refused without one, limited with one: what is left is said with each answer, and the wait with the refusal."""
     async with upstream(each(answers)) as gpu:
         keys = [{"name": "t", "sha256": SHA, "models": ["mana/*"], "requests_per_minute": 2 * len(POSTS)}]
         async with proxy(settings({"gpu": openai(gpu.url)}, auth={"keys": keys}), tmp_path) as p:

@@ -1,4 +1,4 @@
-"""Every mistake of a configuration is told with its file and line: there are two files."""
+"""Every mistake of a configuration is reported with its file and line: there are two files."""
 
 from __future__ import annotations
 

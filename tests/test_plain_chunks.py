@@ -1,4 +1,4 @@
-"""A chunk that is told by its bytes says what it would say if it were read."""
+"""A chunk that is recognised by its bytes says what it would say if it were read."""
 
 from __future__ import annotations
 

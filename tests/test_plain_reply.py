@@ -1,4 +1,4 @@
-"""A whole answer that is a text and no more is told by its shape; one of any other shape is read member by member."""
+"""A whole answer that is a text and no more is recognised by its shape; any other one is read member by member."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request of Responses that is told without being decoded is the same request, or none that is told so."""
+"""A request of Responses that is recognised without being decoded is the same request, or is not recognised."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def apart(asked: Asked) -> Any:
 
 @given(FIELDS, INPUT, st.booleans())
 def test_it_is_read_as_if_it_were_decoded(fields: dict[str, Any], given_: Any, escaped: bool) -> None:
-    """Or refused with the same words; and what is told so is for every provider, and refers to nothing."""
+    """Or refused with the same words; and what is recognised so is for every provider, and refers to nothing."""
     body = json.dumps({**fields, "input": given_}).encode()
     if escaped:  # a name may be written otherwise
         body = body.replace(b'"encrypted_content"', b'"encrypted\\u005fcontent"').replace(b'"id"', b'"\\u0069d"')

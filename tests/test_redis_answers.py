@@ -303,7 +303,7 @@ async def test_a_refused_password_is_told_also_after_another_reason(monkeypatch:
         async def aclose(self) -> None: ...
 
     class AuthenticationError(Exception):
-        """As the library's: classes are told by name."""
+        """As the library's: classes are recognised by name."""
 
     left = Link("redis", Odd, seen.append)
     with pytest.raises(ServerUnavailable):

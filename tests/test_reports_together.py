@@ -25,7 +25,7 @@ async def counted(p: Proxy) -> float:
 
 
 async def test_many_at_once_are_all_counted_before_the_next_request_is(tmp_path: Path) -> None:
-    """Also while another is in flight, which is then the last, and told of as soon as it has its answer."""
+    """Also while another is in flight, which is then the last, and reported as soon as it has its answer."""
 
     async def in_step(connection: Connection, seen: Seen) -> None:
         await (last if seen.json["model"] == "last" else go).wait()

@@ -157,7 +157,7 @@ def test_one_trial_is_under_way_while_another_finds_out() -> None:
 
 
 def test_a_target_cools_for_all() -> None:
-    """Its neighbours not; it ends by time, and is told once."""
+    """Its neighbours not; it ends by time, and is reported once."""
     workers = Workers()
     workers.fail(0, RateLimited("x", retry_after=20.0))
     workers.all_hear()

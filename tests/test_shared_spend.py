@@ -254,7 +254,7 @@ def limits(p: Proxy) -> Any:
 async def test_with_the_server_away_each_counts_by_itself(
     redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what it knew of the others. What was spent meanwhile is told once, when it is back, whatever it is then."""
+    """By what it knew of the others. What was spent meanwhile is reported once, when it is back, whatever it is."""
     async with upstream(each(answers)) as cloud:
         config = config_of(cloud, redis, {"day": "5.5 USD"}, tokens_per_minute=1000)
         async with instances(config, tmp_path) as (one, other):
@@ -372,7 +372,7 @@ async def test_what_no_script_of_ours_returns_decides_nothing(redis: RedisServer
 
 
 async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_path: Path) -> None:
-    """Each counts by itself then, which the log tells once; it is told all of it once there is room."""
+    """Each counts by itself then, which the log says once; it gets all of it once there is room."""
     async with upstream(each(answers)) as cloud:
         config = config_of(cloud, redis, {"day": "6 USD"}, tokens_per_minute=1000, requests_per_minute=100)
         async with instances(config, tmp_path) as (one, other):

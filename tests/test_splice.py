@@ -1,4 +1,4 @@
-"""What is told and written by its bytes is what the same would be if it were read: every dialect, every door."""
+"""What is recognised and written by its bytes is what the same would be if it were read: every dialect, every door."""
 
 from __future__ import annotations
 

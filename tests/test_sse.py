@@ -244,6 +244,6 @@ lines = st.sampled_from(
 
 @given(st.lists(lines, max_size=3), st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"]), st.booleans())
 def test_usual_frames_are_parsed_as_all_others(rows: list[bytes], end: bytes, ends: bool) -> None:
-    """Whether its lines are told by their place or one by one."""
+    """Whether its lines are recognised by their place or one by one."""
     raw = end.join([*rows, b"", b""]) if ends else end.join(rows)
     assert sse.parse(raw) == sse._parse_lines(raw)

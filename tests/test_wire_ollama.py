@@ -384,7 +384,7 @@ def test_an_image_loses_its_prefix(head: str, bare: bool) -> None:
 
 
 def test_a_tool_call_and_its_result() -> None:
-    """Arguments become an object, byte for byte; the result is told whose it is."""
+    """Arguments become an object, byte for byte; the result says whose it is."""
     arguments = '{"city": "Paris", "deg": 1.10, "n": 12345678901234567890123}'
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     asked = {
@@ -738,7 +738,7 @@ def test_a_cloud_model_without_sign_in() -> None:
 
 
 def test_broken_nesting_is_text() -> None:
-    """What looks like JSON in the string and is none, or says nothing, is told as it came; nothing is tried anew."""
+    """What looks like JSON in the string and is none, or says nothing, is shown as it came; nothing is tried anew."""
     assert fail(400, "{oops").message == "{oops"
     assert fail(400, '{"error": {}}').message == '{"error": {}}'
     assert WIRE.reshape(call_of({"messages": HI}), Entry(TARGET), 400, b"{}") is None

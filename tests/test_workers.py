@@ -240,7 +240,7 @@ async def test_a_new_worker_knows_what_the_others_know(tmp_path: Path) -> None:
 
 
 async def a_reload_is_everybodys(running: Process, folder: Path) -> None:
-    """One line; a mistake is told once and changes nothing, also for a worker that begins after it."""
+    """One line; a mistake is reported once and changes nothing, also for a worker that begins after it."""
     path = folder / "proxy.yaml"
     config = settings(LOOP)
 

@@ -61,7 +61,7 @@ class Steps(Protocol):
 def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
     """The batch for `data`: one event at a time until a pattern is known, then all matching events together."""
     if 0 < translator.held <= HELD and translator.plain.is_known:
-        data = translator.take_held() + data  # an event that was cut between two reads is told with those after it
+        data = translator.take_held() + data  # an event cut between two reads is recognised with those after it
     between = not translator.held
     texts, end = translator.read_plain(data) if between else ((), 0)
     if end and end == len(data):  # the common case

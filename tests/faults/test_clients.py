@@ -123,7 +123,7 @@ async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.built_in
 async def test_a_flood_of_rubbish(tmp_path: Path) -> None:
-    """A thousand requests that are none: each refused, a few told in the log, and others are served."""
+    """A thousand requests that are none: each refused, a few noted in the log, and others are served."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path) as at:
         before = len(at.p.log.getvalue())
 

@@ -23,7 +23,7 @@ PATIENT = {"connect": 9, "first_byte": 60, "idle": 60}
     "kind", [kind if kind == "openai" else pytest.param(kind, marks=pytest.mark.heavy) for kind in DIALECTS]
 )
 async def test_a_flapping_provider_costs_no_client_anything(tmp_path: Path, kind: str) -> None:
-    """Up and down ten times under load: every request is served, and each turn is told once."""
+    """Up and down ten times under load: every request is served, and each turn is reported once."""
     health = {"health": {"probe_interval": 0.1, "probe_timeout": 5, "backoff": 0.1}}
     async with scene(DIALECTS[kind], each(DIALECTS[kind].good), tmp_path, proxy=health) as at:
         over = False

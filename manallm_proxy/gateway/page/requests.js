@@ -18,7 +18,7 @@ export function fill(list, since) {
 
 export function heard(data) {
   const before = rows.get(data.id);
-  if (before?.outcome && data.phase !== "ended") return; // told once more after a break
+  if (before?.outcome && data.phase !== "ended") return; // reported once more after a break
   if (data.phase === "ended") rows.delete(data.id); // to the front
   rows.set(data.id, {time: new Date().toISOString(), ...before, ...data, heard: ++count});
   while (rows.size > 1000) rows.delete(rows.keys().next().value);

@@ -82,7 +82,7 @@ class NamedRelay:
         if self._is_plain(data):
             return StreamBatch(data)
         if self._has_content and 0 < self._decoder.held <= HELD:
-            data = self._decoder.take() + data  # an event that was cut between two reads is told with those after it
+            data = self._decoder.take() + data  # an event cut between two reads is recognised with those after it
         out: list[bytes] = []
         before, error, at = self._has_content, None, 0
         try:
