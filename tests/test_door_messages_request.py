@@ -328,6 +328,16 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "tools[1]",
         "web_search_20260318",
     ),
+    "a tool for other code than the client's": (
+        {"tools": [TOOL, {**TOOL, "allowed_callers": ["code_execution_20260120"]}]},
+        "tools[1].allowed_callers",
+        "allow 'direct' calls",
+    ),
+    "callers of another kind": (
+        {"tools": [{**TOOL, "allowed_callers": "direct"}]},
+        "tools[0].allowed_callers",
+        "array",
+    ),
     "a tool without a name": ({"tools": [{"input_schema": {}}]}, "tools[0].name", "missing"),
     "a tool without a schema": ({"tools": [{"name": "f"}]}, "tools[0].input_schema", "missing"),
     "a choice of another kind": ({"tool_choice": "auto"}, "tool_choice", "an object"),

@@ -231,6 +231,7 @@ async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) ->
             for body in (
                 {"tools": [{"type": "bash_20250124", "name": "bash"}]},
                 {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]},
+                {"tools": [{"name": "f", "input_schema": {}, "allowed_callers": ["code_execution_20260120"]}]},
                 {"messages": [{"role": "user", "content": [document]}]},
                 {"messages": [{"role": "user", "content": [uploaded]}]},
             ):

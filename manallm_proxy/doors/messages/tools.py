@@ -28,6 +28,13 @@ def _tool(tool: Fields, path: str) -> Fields:
             "only tools that the client runs are served here (type 'custom', with an input_schema)",
             param=path,
         )
+    callers = optional(tool, "allowed_callers", list, path + ".")
+    if callers and "direct" not in callers:
+        raise Untranslatable(
+            f"'{path}' may be called only by code that Anthropic's servers run: allow 'direct' calls, or ask a provider"
+            " that speaks Messages itself",
+            param=f"{path}.allowed_callers",
+        )
     path += "."
     function: Fields = {"name": required(tool, "name", str, path)}
     if (description := optional(tool, "description", str, path)) is not None:
