@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Entry, Target
-from manallm_proxy.openai import bounds
-from manallm_proxy.openai.bounds import TooMuch, count_structure
+from manallm_proxy.doors.openai_chat import ChatDoor
+from manallm_proxy.openai import bounds, character_counts
+from manallm_proxy.openai.bounds import TooMuch, count_by_characters, count_structure
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request_fields import decoded
 from manallm_proxy.providers.answer_bounds import refuse_too_much
 from manallm_proxy.providers.native.wire import NativeWire
 from manallm_proxy.providers.openai import stream
@@ -77,10 +82,79 @@ def test_a_bound_holds_exactly(value: dict[str, Any], key: str, size: int, space
     body = json.dumps(value, separators=None if spaced else (",", ":")).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "_SLICE", size)
+        patch.setattr(character_counts, "_SLICE", size)
         count_structure(body, Limits(key, counted), "limits")
         if counted > 0:
             with pytest.raises(TooMuch, match=rf"\(limits\.{key}\)"):
                 count_structure(body, Limits(key, counted - 1), "limits")
+
+
+def nested(chosen: random.Random) -> dict[str, Any]:
+    """An object up to 40 levels deep, with few others beside each level, and text before or behind the deepest."""
+    few = [[], "]", "[{", "}}", {"[": 1}, [[]], "a" * 20]
+    value: Any = "\\"
+    for _ in range(chosen.randrange(40)):
+        before, behind = (chosen.choices(few, k=chosen.choice((0,) * 20 + (1, 2))) for _ in range(2))
+        if chosen.random() < 0.5:
+            value = [*before, value, *behind]
+        else:
+            value = {**dict(zip("ab", before, strict=False)), "x": value, **dict(zip("yz", behind, strict=False))}
+    text = ["", "a" * 50, "a" * 400, "[" * 9, "]" * 9]
+    return {"a": chosen.choice(text), "messages": value, "z": chosen.choice(text)}
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([0, 5, 100]), st.integers(1, 9))
+@hypothesis_settings(max_examples=100)
+def test_numbers_of_brackets_pass_nothing_that_is_too_deep(chosen: random.Random, more: int, size: int) -> None:
+    """Wherever the body is cut, and whatever its strings hold; what counts as few is no less than there is."""
+    value = nested(chosen)
+    counted = Counted(value)
+    body = json.dumps(value).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "_NEAREST", 1)
+        patch.setattr(character_counts, "_SLICE", size)
+        patch.setattr(character_counts, "_FEW", chosen.choice((0, 3)))
+        for depth in range(1, counted.depth + 3):
+            limits = Limits("depth", depth)
+            limits.parts, limits.keys = counted.parts + more, 1
+            opened, sure = count_by_characters(body, limits, keys=False)
+            if sure:
+                assert counted.depth <= depth
+                assert counted.parts <= opened <= limits.parts
+
+
+def test_the_usual_request_of_an_agent_needs_no_walk() -> None:
+    """A dozen tools and forty turns open more brackets than may be nested, and yet are known not to be."""
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in "abcdefghij"}, "required": ["a"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}] * 12
+    for first in ("messages", "tools"):
+        fields: dict[str, Any] = {first: [], "messages": [{"role": "user", "content": "x{ " * 2}] * 80, "tools": tools}
+        body = json.dumps(fields).encode()
+        assert sum(map(body.count, (b"{", b"["))) > AnswerLimits().depth
+        assert count_by_characters(body, AnswerLimits())[1]
+
+
+def test_what_does_not_close_is_refused_by_its_decoder() -> None:
+    """Brackets that only open are no JSON, however deep they seem to go."""
+    body = b'{"model":"x","x":"%b","messages":%b' % (b"x" * 20_000, b"[" * 10_000)
+    assert count_by_characters(body, AnswerLimits())[1]
+    with pytest.raises(InvalidRequest, match=r"nested too deeply|not valid JSON"):
+        read_summary(body, ("messages", list))
+    with pytest.raises(InvalidRequest, match=r"nested too deeply|not valid JSON"):
+        decoded(body)
+
+
+def test_keys_of_a_body_that_is_split_are_counted_before_they_are_placed() -> None:
+    """As many pass; one more does not, in a body of which nobody has counted the colons."""
+    for number, refused in ((1000, False), (1001, True)):
+        body = json.dumps({"messages": [], **{f"k{n}": n for n in range(number - 1)}}).encode()
+        assert count_by_characters(body, AnswerLimits(), keys=False)[1]
+        assert count_by_characters(body, AnswerLimits())[1] is not refused
+        if refused:
+            with pytest.raises(InvalidRequest, match=r"more than 1000 keys at its top \(limits\.keys\)"):
+                ChatDoor().read(body, Client("r"))
+        else:
+            ChatDoor().read(body, Client("r"))
 
 
 def test_counting_ends_at_the_bound() -> None:

@@ -330,7 +330,7 @@ class Config:
 
     @property
     def door_bounds(self) -> DoorBounds:
-        return DoorBounds(self.answers.limits.all_items, self.limits.messages, self.limits.body)
+        return DoorBounds(self.answers.limits.all_items, self.limits.messages, self.limits.body, self.limits.keys)
 
     @property
     def caches(self) -> bool:

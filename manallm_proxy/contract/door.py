@@ -23,11 +23,13 @@ from manallm_proxy.contract.targets import Target
 @frozen
 class DoorBounds:
     """What only a door can count. ``items``: of an answer, see `AnswerLimits`; ``messages`` and ``body`` (bytes): of a
-    conversation with what the request refers to, as ``limits`` of the configuration has them for a request."""
+    conversation with what the request refers to, as ``limits`` of the configuration has them for a request; ``keys``:
+    at the top of a request, for a door that splits it there, see `Door.scans`."""
 
     items: int = DEFAULT_LIMITS.all_items
     messages: int = 20_000
     body: int = 32 * 2**20
+    keys: int = 1000
 
 
 @define  # not frozen: as `answers.Usage`
@@ -92,7 +94,10 @@ class Door(Protocol):
     """The value of ``endpoint`` in metrics and log."""
 
     scans: bool
-    """Whether `read` only scans a body and keeps it: megabytes take a millisecond, so that no thread is needed."""
+    """Whether `read` only scans a body and keeps it: megabytes take a millisecond, so that no thread is needed.
+
+    Then it also refuses a short one with too many keys at its top.
+    """
 
     def read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
         """Reads a request. Raises InvalidRequest, with ``param`` if one is at fault, before any provider is asked.

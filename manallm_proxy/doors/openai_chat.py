@@ -24,7 +24,7 @@ class ChatDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
-        summary = read_summary(body, ("messages", list), short=client.short)
+        summary = read_summary(body, ("messages", list), short=client.short, keys=client.bounds.keys)
         return Call(Endpoint.CHAT, summary, body, client.request_id), ChatReply(summary)
 
 

@@ -23,7 +23,7 @@ class CompletionsDoor:
 
     def read(self, body: bytes, client: Client) -> tuple[Call, CompletionsReply]:
         """See `door.Door`. ``prompt`` may be null: the model begins a text from nothing."""
-        summary = read_summary(body, ("prompt", (str, list, type(None))), short=client.short)
+        summary = read_summary(body, ("prompt", (str, list, type(None))), short=client.short, keys=client.bounds.keys)
         return Call(Endpoint.COMPLETIONS, summary, body, client.request_id), CompletionsReply(summary)
 
 

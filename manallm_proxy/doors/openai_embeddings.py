@@ -29,7 +29,9 @@ class EmbeddingsDoor:
 
     def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
         """See `door.Door`. ``stream`` is forwarded, but has no effect here."""
-        summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING, client.short), stream=False)
+        required = ("input", (str, list))
+        summary = read_summary(body, required, EMBEDDING, client.short, keys=client.bounds.keys)
+        summary = evolve(summary, stream=False)
         span = summary.spans.get("encoding_format")
         as_base64 = span is not None and body[span[0] : span[1]] == b'"base64"'
         large = is_large(body)  # ten thousand short texts have few bytes, and no brackets

@@ -33,14 +33,15 @@ async def read_request(
     """The result of `read` for the body, within all limits, and whether the body is large: then it is read in a thread.
 
     `arrived` is called once the body is complete. `scans`: `read` only scans the body, so that a thread would cost more
-    than it saves. Raises what both raise, and InvalidRequest for JSON that exceeds a limit on its structure.
+    than it saves, and counts the keys at the top of a short one. Raises what both raise, and InvalidRequest for JSON
+    that exceeds a limit on its structure.
     """
     body = await read_body(request, limits)
     arrived()
     large = len(body) > LARGE_BYTES
     short: Shortened | None = None
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
-        parts, sure = count_by_characters(body, limits)
+        parts, sure = count_by_characters(body, limits, keys=not scans or len(body) > LEAST)
         if scans and LEAST < len(body) <= MOST:
             await _turn(large)
             short = shortened(body)

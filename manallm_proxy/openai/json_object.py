@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from operator import itemgetter
@@ -153,16 +154,17 @@ def _without_lone_surrogates(body: bytes) -> bytes:
 
 
 def split_object(
-    body: bytes, last: str | None = None, short: Shortened | None = None
+    body: bytes, last: str | None = None, short: Shortened | None = None, *, keys: int = sys.maxsize
 ) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
     """The top-level values of a JSON object, and their positions in `body`; positions only up to the key `last`.
 
     msgspec walks the nesting; we only step from value to value, so the cost is one comparison per top-level key,
     however large the prompt. A lone surrogate becomes U+FFFD in the values, and a byte order mark counts as white
-    space; positions still refer to `body`. `short`: `body` without its long values, if known.
+    space; positions still refer to `body`. `short`: `body` without its long values, if known. `keys`: how many a body
+    of less than a megabyte may have.
 
-    Raises InvalidRequest for anything but one well-formed object without duplicate keys: of two values, a provider
-    might use the other one than routing did.
+    Raises InvalidRequest for more, and for anything but one well-formed object without duplicate keys: of two values, a
+    provider might use the other one than routing did.
     """
     if LEAST < len(body) <= MOST and (short := short or shortened(body)) is not None:
         found = _split_long(body, short)
@@ -170,7 +172,7 @@ def split_object(
             return found
     if len(body) > sliced.LARGE_BYTES:
         return _split_large(body)
-    return _split(body, last)
+    return _split(body, last, keys)
 
 
 def _split_long(body: bytes, short: Shortened) -> tuple[dict[str, msgspec.Raw], dict[str, Span]] | None:
@@ -243,7 +245,7 @@ def _check(text: bytes) -> None:
         _RAW.decode(replace_lone_surrogates(text))
 
 
-def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+def _split(body: bytes, last: str | None, keys: int = sys.maxsize) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
     try:
         values = _values(body)
     except InvalidRequest:
@@ -252,6 +254,8 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
             raise
         body = lenient
         values = _values(body)
+    if len(values) > keys:  # before they are looked for one by one
+        raise InvalidRequest(f"the request has more than {keys} keys at its top (limits.keys)")
     if last is None and len(body) <= _SHORT and (usual := _usual_spans(body, values)) is not None:
         return values, usual
     spans: dict[str, Span] = {}

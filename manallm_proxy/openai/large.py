@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar
 
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.character_counts import number_of
 from manallm_proxy.openai.deferred_free import free_in_pieces, run_then_free
 
 _P = ParamSpec("_P")
@@ -71,8 +72,10 @@ def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
         return True
     if size <= 2 * LARGE_PARTS:
         return False
-    opened = body.count(b"{")
-    return opened > LARGE_PARTS or (size > elements and body.count(b",") + opened + body.count(b"[") > elements)
+    opened = number_of(b"{", body, LARGE_PARTS)
+    if opened > LARGE_PARTS or size <= elements:
+        return opened > LARGE_PARTS
+    return opened + number_of(b",", body, elements) + number_of(b"[", body, elements) > elements
 
 
 def are_large(items: Sequence[bytes]) -> bool:

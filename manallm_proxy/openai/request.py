@@ -8,6 +8,7 @@ replaced.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -77,17 +78,20 @@ def read_summary(
     need: str | None = None,
     short: Shortened | None = None,
     has_images: Callable[[bytes, msgspec.Raw], bool] | None = None,
+    *,
+    keys: int = sys.maxsize,
 ) -> RequestSummary:
     """Reads what routing needs from a request body, in one pass.
 
     `required` is the endpoint's one required key, and the types that it may have; `need` a capability that the endpoint
     itself needs; `short` the short form of a long body, if known; `has_images`, given the body and the required value,
-    returns whether there are images, and is called only when that matters (None for chats, and where there are none).
+    returns whether there are images, and is called only when that matters (None for chats, and where there are none);
+    `keys` how many a short body may have at its top, if nobody has counted them.
 
     Raises InvalidRequest, with ``param`` if one is at fault, if the body is no JSON object, nested too deeply, or has
     a duplicate top-level key, or if ``model``, ``stream``, ``stream_options`` or the required key has the wrong type.
     """
-    values, spans = split_object(body, short=short)
+    values, spans = split_object(body, short=short, keys=keys)
     refuse_case_variants(values)
     model = _typed(values, "model", str) or ""
     stream = False
