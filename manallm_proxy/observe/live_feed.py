@@ -38,7 +38,7 @@ LINGER: Final = 60.0
 RATE: Final = 50
 KEPT: Final = 500
 """Latest events that are kept for a reader that reconnects."""
-OVERLAP: Final = 0.5
+OVERLAP: Final = 2.0
 """Seconds by which the order of events may differ between two workers. A reader that reconnects to another worker gets
 the events of this time again, under the same ids, rather than miss any."""
 QUEUE: Final = 1000
