@@ -175,7 +175,7 @@ class CacheStep:
     async def _lead(self, key: Key, *, is_shared: bool) -> web.StreamResponse:
         """Asks in a flight of its own, which others may join if it `is_shared`."""
         exchange = self.exchange
-        flight, generation = Flight(self._form), exchange.generation
+        flight, generation, dispatch = Flight(self._form), exchange.generation, self.dispatch
         flights = generation.answers.flights
         producer = FlightProducer(self.dispatch, key, self.reply, self._replay, self._seconds)
         generation.hold()
@@ -183,7 +183,7 @@ class CacheStep:
         def landed() -> None:
             flight.has_landed = True
             if flight.is_paid_on_landing:
-                self._pay(flight)
+                _pay(flight, dispatch)
             flights.remove(key, flight)
             generation.release()
 
@@ -208,11 +208,6 @@ class CacheStep:
                 raise flight.error
             exchange.usage = flight.claim()
             return response
-
-    def _pay(self, flight: Flight) -> None:
-        """Settles what a flight has cost, on behalf of the client that began it and has left."""
-        sent = len(flight.kept.body) if flight.kept is not None else flight.bytes_put
-        self.dispatch.plan.settle(flight.entry, flight.usage, sent)
 
     async def _send(self, flight: Flight) -> web.StreamResponse | None:
         kept, entry = flight.kept, flight.entry
@@ -247,6 +242,12 @@ class CacheStep:
         if flight.entry is not None and self.exchange.resolved is None:
             assert flight.reply is not None
             self.exchange.commit(flight.entry, flight.reply)
+
+
+def _pay(flight: Flight, dispatch: Dispatch) -> None:
+    """Settles what a flight has cost, on behalf of the client that began it and has left."""
+    sent = len(flight.kept.body) if flight.kept is not None else flight.bytes_put
+    dispatch.plan.settle(flight.entry, flight.usage, sent)
 
 
 @cache
