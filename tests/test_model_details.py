@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider_errors import MissingModel, ProviderError
+from manallm_proxy.http_client.api import Address
+from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.routing.catalog import Catalog
 from tests.proxy import proxy, settings
 from tests.upstreams import Connection, answers, upstream
@@ -113,3 +120,24 @@ async def test_a_server_that_hangs_delays_no_start(tmp_path: Path) -> None:
         async with proxy(config, tmp_path) as p:
             assert asyncio.get_running_loop().time() - began < 3
             assert len(list(p.app.gateway.generation.catalog.models("gpu"))) == len(NAMES)
+
+
+async def test_a_refusal_holds_nothing() -> None:
+    """No cycle that the collector would have to find: those of a thousand models held the loop for 20 ms."""
+    told: list[weakref.ref[ProviderError]] = []
+
+    def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        error = MissingModel("no such model", provider_status=status)
+        told.append(weakref.ref(error))
+        return error
+
+    async with upstream(Older(status="404 Not Found").script, shows=True) as gpu:
+        client = HostClient(Address("gpu", gpu.url), failure)
+        gc.disable()
+        try:
+            with contextlib.suppress(MissingModel):
+                await client.ask("POST", "api/show", b'{"model": "m0"}', 5)
+            assert [error() for error in told] == [None]
+        finally:
+            gc.enable()
+            await client.close()

@@ -41,8 +41,8 @@ class HostClient:
         except TimeoutError:
             raise FirstByteTimeout(f"{self.address.name}: {path} got no answer in {seconds:g} s") from None
         if response.status != 200:
-            error = self.failure(response.status, response.headers, answer)
-            raise redact_secrets(error, *self.address.secrets)
+            # under no name, or its traceback would hold this frame, and this frame it
+            raise redact_secrets(self.failure(response.status, response.headers, answer), *self.address.secrets)
         return answer
 
     async def close(self) -> None:
