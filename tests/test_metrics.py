@@ -23,7 +23,6 @@ from manallm_proxy.contract.events import (
     UsageRefused,
     WorkerEnded,
 )
-from manallm_proxy.contract.targets import Target
 from manallm_proxy.gateway.gateway import DOORS
 from manallm_proxy.observe.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
 from tests.figures import ENDED
@@ -70,7 +69,7 @@ def test_one_served_request_is_counted_everywhere() -> None:
 def test_failures_fallbacks_disconnects_and_reloads() -> None:
     """Each fact moves its own number, and those that are gauges or log lines move none."""
     metrics = fresh()
-    metrics.know([Target("gpu", "m"), Target("cloud", "n")])
+    metrics.know([("gpu", "m"), ("cloud", "n")])
     metrics(AttemptFailed("1", "gpu", "m", "connect_error", "refused", 0.1))
     metrics(FellBack("1", "gpu/m", "cloud/n", "connect_error"))
     metrics(evolve(ENDED, outcome="client_gone", status=499))
@@ -189,7 +188,7 @@ def test_names_that_differ_in_a_surrogate_only_stay_two() -> None:
 def test_words_that_are_on_no_list_are_other() -> None:
     """Endpoints, statuses and reasons, whoever made them up."""
     metrics = fresh()
-    metrics.know([Target("gpu", "m")])
+    metrics.know([("gpu", "m")])
     metrics(evolve(ENDED, endpoint="made/up", status=12345, outcome="broken", error="made up"))
     metrics(AttemptFailed("1", "gpu", "m", "made up", None, 0.1))
     metrics(AttemptFailed("1", "gpu", "m", "http_498", None, 0.1))
@@ -241,7 +240,7 @@ def test_the_configuration_has_labels_however_many_models_were_served() -> None:
     metrics = fresh()
     for number in range(MODELS_LIMIT + 1):
         metrics(evolve(ENDED, model=f"served{number}"))
-    metrics.know([Target("gpu", "configured")])
+    metrics.know([("gpu", "configured")])
     metrics(evolve(ENDED, model="configured"))
     of = "mana_llm_llm_requests_total"
     labels = (("model", "configured"), ("provider", "gpu"), ("streaming", "true"))

@@ -108,9 +108,10 @@ def _serve_many(
 
 async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, is_read: bool) -> int:
     app = App(config, environ, logs, link=link, banner=start_screen if is_read else None)
+    gc.collect()  # before a client can come
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
-    tune_memory()
+    await tune_memory()
     await running
     return 0
 
@@ -118,10 +119,11 @@ async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: Wo
 async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None) -> int:
     await try_open(config)
     app = App(config, environ, logs, host, port)
+    gc.collect()  # before a client can come
     try:
         running = asyncio.ensure_future(app.run())
         await app.ready(running)
-        tune_memory()
+        await tune_memory()
         if _is_read(environ) and not running.done():
             greet(start_screen(app))
         await running
@@ -136,16 +138,16 @@ def _cannot_listen(config: Config, error: OSError) -> int:
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
-def tune_memory() -> None:
+async def tune_memory() -> None:
     """Excludes all objects created at startup from garbage collection, makes it less frequent, and releases memory.
 
     With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
-    reference cycles here (the traceback of a failed attempt), and they can wait.
+    reference cycles here (the traceback of a failed attempt), and they can wait. Requests may be there already: what
+    takes long, the kernel does meanwhile.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 100, 20)  # so that a large answer is not traversed while it is being built
-    pages.advise_kernel()
+    await asyncio.to_thread(pages.advise_kernel)
 
 
 def raise_descriptor_limit() -> None:

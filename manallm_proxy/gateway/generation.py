@@ -29,6 +29,8 @@ from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.local_providers import adopt, new_local_providers
 from manallm_proxy.gateway.named_chains import NamedChains, chain_of_one
 from manallm_proxy.gateway.opening import Closable, close_all, open_all
+from manallm_proxy.gateway.own_thread import in_thread
+from manallm_proxy.gateway.prepared import Prepared
 from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.shared_spend import SharedSpend
 from manallm_proxy.gateway.speaking import accepts, unsupported_endpoint
@@ -55,7 +57,7 @@ class Generation:
     """Configured providers only: one without its key has no client."""
     registry: HealthRegistry
     catalog: Catalog
-    keyring: Keyring
+    prepared: Prepared
     answers: Answers
     """Cached answers, and those in flight."""
     ledger: Ledger
@@ -75,6 +77,7 @@ class Generation:
     dialects: frozenset[str] = field(init=False)
     """See `door.Client`, as for ``bounds``."""
     bounds: DoorBounds = field(init=False)
+    keyring: Keyring = field(init=False)
     all_chat: bool = field(init=False)
     """Whether every provider accepts chats, so that only opaque requests have to check."""
     is_open_on_loopback: bool = field(init=False)
@@ -88,7 +91,7 @@ class Generation:
 
     def __attrs_post_init__(self) -> None:
         config = self.config
-        self.caches, self.bounds = config.caches, config.door_bounds
+        self.caches, self.bounds, self.keyring = config.caches, config.door_bounds, self.prepared.keyring
         self.dialects = frozenset(each for p in config.providers.values() for each in p.speaks if each != "chat")
         self.all_chat = all("chat" in provider.speaks for provider in config.providers.values())
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
@@ -109,13 +112,13 @@ class Generation:
             raise with_places(mistakes, config.path)
         healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
-        keyring, catalog = Keyring.build(config.auth.keys), Catalog()
+        prepared, catalog = Prepared.of(config), Catalog()
         local = new_local_providers(config, catalog, registry, workers=workers)
         adopt(local, config, healths)
         answers = new_answers(config, clock, observe)
         ledger = ledger if ledger is not None else Ledger()
         limits = SharedLimits(SharedSpend(ledger, lambda: answers.link, clock))
-        return cls(config, opened, registry, catalog, keyring, answers, ledger, limits, local, opened=opened)
+        return cls(config, opened, registry, catalog, prepared, answers, ledger, limits, local, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The next generation, for `config`. It shares what is unchanged, without modifying it.
@@ -123,6 +126,7 @@ class Generation:
         Raises ConfigError if a provider cannot be opened; nothing stays open then. Otherwise call `adopt` or
         `discard` on the result before preparing another one.
         """
+        prepared = await in_thread(lambda: Prepared.of(config, self.keyring))
         kept = {name for name, provider in config.providers.items() if self.config.providers.get(name) == provider}
         opened, mistakes = open_all(
             [provider for name, provider in config.providers.items() if name not in kept], self.registry.observe
@@ -135,9 +139,8 @@ class Generation:
         clients = {name: self.providers.get(name) if name in kept else opened.get(name) for name in config.providers}
         providers = {name: client for name, client in clients.items() if client is not None}
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
-        keyring = Keyring.build(config.auth.keys, self.keyring)
         local = new_local_providers(config, self.catalog, registry, self.local, self.config)
-        shared = (self.catalog, keyring, self.answers, self.ledger, self.limits)
+        shared = (self.catalog, prepared, self.answers, self.ledger, self.limits)
         return Generation(config, providers, registry, *shared, local, opened=opened)
 
     def adopt(self) -> None:

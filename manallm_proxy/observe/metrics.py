@@ -7,7 +7,7 @@ cannot create series. A value outside these sets becomes ``other``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, assert_never
 
@@ -42,7 +42,6 @@ from manallm_proxy.contract.events import (
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
-from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.aioprometheus_internals import (
     TEXT_CONTENT_TYPE,
     CounterFamily,
@@ -120,9 +119,9 @@ class Metrics:
         for state in ("well", "away"):
             self._add("state_changes_total", state, amount=0)
 
-    def know(self, targets: Iterable[Target]) -> None:
-        """Gives the configuration's `targets` labels of their own, even above MODELS_LIMIT."""
-        self._known.update((target.provider, target.model) for target in targets)
+    def know(self, targets: Collection[tuple[str, str]]) -> None:
+        """Gives the configuration's `targets` (provider and model) labels of their own, even above MODELS_LIMIT."""
+        self._known.update(targets)
 
     def __call__(self, event: Event) -> None:
         match event:

@@ -265,7 +265,7 @@ class App:
         settings = generation.config.health
         interval, timeout = settings.probe_interval, settings.probe_timeout
         self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, timeout)
-        self.metrics.know(entry.target for chain in generation.config.aliases.values() for entry in chain)
+        self.metrics.know(generation.prepared.targets)
         for provider in generation.config.providers.values():
             if not provider.verify_tls:
                 self.observe(TlsNotVerified(provider.name))

@@ -49,7 +49,7 @@ def advices(smaps: str, huge: int) -> Iterator[Advice]:
     not the stacks of threads. A process that shares its memory with its parent, as a worker does with its supervisor,
     is left as it is.
     """
-    mappings = _MAPPING.findall(smaps)
+    mappings = [found.groups() for found in _MAPPING.finditer(smaps)]  # one after the other: in between others run
     if sum(int(shared) for *_, shared, _ in mappings) > SHARED:
         return
     for low, high, rights, name, size, resident, shared, written in mappings:

@@ -7,11 +7,10 @@ all workers adopt the new configuration or none does.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import pickle
-import threading
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol
 
 from attrs import field
 
@@ -22,6 +21,7 @@ from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Event, Reloaded
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.own_thread import in_thread, made_in_thread
 from manallm_proxy.process import systemd
 
 READ_TIMEOUT: Final = 30.0
@@ -29,8 +29,6 @@ READ_TIMEOUT: Final = 30.0
 
 TOO_SLOW: Final = f"the configuration could not be read within {READ_TIMEOUT:g} s"
 OUR_ERROR: Final = "an error of ours ({}); the old configuration serves on"
-
-T = TypeVar("T")
 
 
 class Reloadable(Protocol):
@@ -103,9 +101,13 @@ class Reloader:
             before = self.app.generation.config
             mistakes = await self._reload()
             if not self.app.stopping:
-                self.app.observe(Reloaded(mistakes, "" if mistakes else changes(before, self.app.generation.config)))
+                self.app.observe(Reloaded(mistakes, "" if mistakes else await self._changes(before)))
                 status = f"reload refused: {mistakes[0]}" if mistakes else self.app.summary()
                 systemd.ready(status, self.app.environ)
+
+    async def _changes(self, before: Config) -> str:
+        """What the log says of a reload: every alias is compared with what it was."""
+        return await in_thread(partial(changes, before, self.app.generation.config))
 
     async def _reload(self) -> tuple[str, ...]:
         """One reload. Returns the mistakes for which it was refused."""
@@ -142,9 +144,7 @@ class Reloader:
         if before is not None:
             await asyncio.wait([before])
         try:
-            new: Config = pickle.loads(config)  # noqa: S301  # from the process that forked this one
-            if new.uses_price_list:
-                await in_thread(preload)
+            new = await made_in_thread(partial(_unpickled, config))
             generation = await self.app.generation.prepare(new)
         except ConfigError as error:
             reply(error.located)
@@ -176,24 +176,13 @@ class Reloader:
 async def _read(read: Callable[[], Config]) -> Config:
     try:
         async with asyncio.timeout(READ_TIMEOUT):
-            return await in_thread(read)
+            return await made_in_thread(read)
     except TimeoutError:
         raise ConfigError([TOO_SLOW]) from None
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread of its own; returns or raises what it does.
-
-    Not ``asyncio.to_thread``: the process would wait for that thread at exit, and a read may hang for ever.
-    """
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="reload", daemon=True).start()
-    return await asyncio.wrap_future(done)
+def _unpickled(config: bytes) -> Config:
+    new: Config = pickle.loads(config)  # noqa: S301  # from the process that forked this one
+    if new.uses_price_list:
+        preload()
+    return new

@@ -18,8 +18,8 @@ from typing import Final, Protocol
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Observer, SpendFileFailed
 from manallm_proxy.contract.records import define
+from manallm_proxy.gateway.own_thread import in_thread
 from manallm_proxy.process import spend_file
-from manallm_proxy.process.reload import in_thread
 from manallm_proxy.routing.ledger import Ledger, Row
 
 

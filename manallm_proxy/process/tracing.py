@@ -13,9 +13,9 @@ from attrs import field
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Crashed
 from manallm_proxy.contract.records import define
+from manallm_proxy.gateway.own_thread import in_thread
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.observe.fan_out import FanOut
-from manallm_proxy.process.reload import in_thread
 
 if TYPE_CHECKING:
     from manallm_proxy.observe.traces import Attributes, Traces
