@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, ToolCall, Usage
-from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.answers import Delta, StreamBatch, Thoughts, ToolCall, Usage, Words
+from manallm_proxy.contract.door import Reply, TakesLong
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages import reply as messages
 from manallm_proxy.doors.messages.blocks import Blocks
@@ -132,6 +132,64 @@ def test_what_is_long_is_known_and_written_in_short_calls(name: str, monkeypatch
             assert max(encoded) <= sliced_writer.TEXT + 1000
 
 
+CITED = {"type": "url_citation", "url": "http://x", "title": "", "start_index": 0, "end_index": 0}
+CLOSING: dict[str, tuple[Delta, Delta]] = {
+    "words end reasoning": (Delta(reasoning="some words " * 20), Delta(content="Hello")),
+    "spliced words do": (Delta(reasoning="some words " * 20), Words((b"Hello",))),
+    "a call does": (Delta(reasoning="some words " * 20), Delta(tool_calls=(ToolCall("f", "{}", "c"),))),
+    "a citation does": (Delta(reasoning="some words " * 20), Delta(citations=(CITED,))),
+    "reasoning ends words": (Delta(content="some words " * 20), Delta(reasoning="Hm")),
+    "spliced reasoning does": (Delta(content="some words " * 20), Thoughts((b"Hm",))),
+    "a call ends words": (Delta(content="some words " * 20), Delta(tool_calls=(ToolCall("f", "{}", "c"),))),
+    "a refusal does": (Delta(content="some words " * 20), Delta(refusal="No")),
+}
+
+
+@pytest.mark.parametrize("case", CLOSING)
+def test_what_ends_a_long_part_takes_long(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its whole text is told again: of 60 MB of reasoning the first word of the answer held the loop for 0.8 s."""
+    before, after = CLOSING[case]
+    replies = [DOORS["responses"](), DOORS["responses"]()]
+    for reply in replies:
+        reply.start(TARGET)
+        for _ in range(3000):
+            reply.events(StreamBatch(deltas=(before,), has_content=True))
+    long, short = replies
+    for deltas in ((after,), (before, after)):
+        for _ in range(2):  # nothing has changed
+            with pytest.raises(TakesLong):
+                long.events(StreamBatch(deltas=deltas, has_content=True))
+    encoded: list[int] = []
+
+    def counted(value: Any) -> bytes:
+        encoded.append(len(text := json_object.encode(value)))
+        return text
+
+    encode_large = sliced_writer.encode_large
+    monkeypatch.setattr(responses, "encode", counted)
+    monkeypatch.setattr(sliced_writer, "encode_large", lambda value, encode: encode_large(value, counted))
+    told = long.events(StreamBatch(deltas=(after,), has_content=True, is_large=True))
+    assert len(told) > 2 * 600_000
+    assert max(encoded) <= sliced_writer.TEXT + 1000
+    monkeypatch.setattr(AnswerItems, "closes_long", lambda self, deltas: False)
+    assert told == short.events(StreamBatch(deltas=(after,), has_content=True))
+
+
+def test_what_only_continues_it_does_not() -> None:
+    """However long it is by now."""
+    for words, more in (
+        (Delta(content="some words " * 20), (Delta(content="x"), Words((b"x",)), Delta(citations=(CITED,)))),
+        (Delta(reasoning="some words " * 20), (Delta(reasoning="x"), Thoughts((b"x",)))),
+    ):
+        reply = DOORS["responses"]()
+        reply.start(TARGET)
+        for _ in range(3000):
+            reply.events(StreamBatch(deltas=(words,), has_content=True))
+        for delta in more:
+            assert len(reply.events(StreamBatch(deltas=(delta,), has_content=True))) < 1000
+            assert len(reply.events(StreamBatch(deltas=(delta, delta), has_content=True))) < 2000
+
+
 class Ending:
     """A reply that notes in which thread it is asked."""
 
@@ -176,6 +234,29 @@ async def test_it_runs_in_a_thread(long: bool) -> None:
     await stream.finish()
     assert [thread != threading.get_ident() for thread in reply.threads] == [long, long]
     assert (batch.deltas == (), reply.hushed) == (long, int(long))
+
+
+class Refusing(Ending):
+    """One that would write megabytes, and is to do that in a thread."""
+
+    def events(self, batch: StreamBatch) -> bytes:
+        if not batch.is_large:
+            raise TakesLong
+        return super().events(batch)
+
+    is_writable = True
+
+
+async def test_what_takes_long_is_written_in_a_thread() -> None:
+    """Not where its chunk arrived."""
+    reply: Any = Refusing(ends_long=False)
+    stream = ClientStream(reply, reply, reply)
+    batch = StreamBatch(deltas=(Delta(content="x"),))
+    assert not stream.try_write(batch)
+    assert not reply.threads
+    await stream.send(batch)
+    assert [thread != threading.get_ident() for thread in reply.threads] == [True]
+    assert batch.deltas == ()
 
 
 def test_every_reply_says_so() -> None:

@@ -47,6 +47,11 @@ class Client:
     """The short form of a long body, if the body was split while it was read."""
 
 
+class TakesLong(Exception):
+    """`Reply.events` would write megabytes, and has changed nothing: it is to be called in a thread, with ``is_large``
+    set."""
+
+
 class Reply(Protocol):
     """Writes one answer. Its methods return the bytes to send.
 
@@ -67,7 +72,7 @@ class Reply(Protocol):
         """The commit: from now on `target` answers. Returns the bytes before the first event, maybe empty."""
 
     def events(self, batch: StreamBatch) -> bytes:
-        """The events that `batch` becomes; may be empty."""
+        """The events that `batch` becomes; may be empty. Raises TakesLong, see there."""
 
     def end(self, usage: Usage | None) -> bytes:
         """The end of a complete stream."""

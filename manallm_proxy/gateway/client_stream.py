@@ -7,7 +7,7 @@ from typing import Final
 from attrs import field
 
 from manallm_proxy.contract.answers import StreamBatch
-from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.door import Reply, TakesLong
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -31,14 +31,13 @@ class ClientStream:
     """The answer's last events, while its end is made: both are one write, and one packet."""
 
     async def send(self, batch: StreamBatch) -> None:
+        events = await events_of(self.reply, batch)
         if batch.is_large:
-            events = await events_of(self.reply, batch)
             await self.writer.write(events)
             held = [events]
             del events  # which else were freed here, in one go
             free_in_thread(held)
             return
-        events = self.reply.events(batch)
         if batch.done and batch.error is None and len(events) <= LAST_BYTES:
             self._last = events
             return
@@ -52,7 +51,7 @@ class ClientStream:
             return False
         try:
             events = self.reply.events(batch)
-        except ProviderError:  # which is raised again where it can be told to the client
+        except (ProviderError, TakesLong):  # which is raised again where something can be done about it
             return False
         return self.writer.try_write(events)
 
@@ -78,8 +77,14 @@ class ClientStream:
 
 
 async def events_of(reply: Reply, batch: StreamBatch) -> bytes:
-    """The door's events for `batch`. Of a large batch, all but the frames is freed."""
-    return await offload(True, _events, reply, batch) if batch.is_large else reply.events(batch)
+    """The door's events for `batch`; if these take long to write, it is a large one from now on. Of a large batch, all
+    but the frames is freed."""
+    if not batch.is_large:
+        try:
+            return reply.events(batch)
+        except TakesLong:
+            batch.is_large = True
+    return await offload(True, _events, reply, batch)
 
 
 def _events(reply: Reply, batch: StreamBatch) -> bytes:

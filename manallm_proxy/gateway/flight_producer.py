@@ -8,7 +8,7 @@ from collections.abc import Callable
 from attrs import field
 
 from manallm_proxy.contract.answers import StreamBatch
-from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.door import Reply, TakesLong
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -106,7 +106,7 @@ class _Sink:
             return False
         try:
             self.flight.put(batch if isinstance(batch, bytes) else self.producer.reply.events(batch))
-        except ProviderError:  # as in `ClientStream`
+        except (ProviderError, TakesLong):  # as in `ClientStream`
             return False
         return True
 
@@ -114,7 +114,8 @@ class _Sink:
         await self.producer.end(self.flight, self.stream)
 
     async def fail(self, error: ProxyError) -> None:
-        self.error = self.producer.reply.error(error)
+        reply = self.producer.reply
+        self.error = await offload(reply.ends_long, reply.error, error)
 
 
 @define

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from attrs import field
@@ -85,6 +85,14 @@ class AnswerItems:
     def is_long(self) -> bool:
         """Whether encoding all of it takes milliseconds."""
         return len(self.items) > LARGE_PARTS or any(item.is_long for item in self.items)
+
+    def closes_long(self, deltas: Iterable[Delta]) -> bool:
+        """Whether these may end the open text or reasoning, and its whole text, which then is told again, is long."""
+        item = self._text if self._thought is None else self._thought
+        if item is None:
+            return False
+        ends = _ends_thought if item is self._thought else _ends_text
+        return any(map(ends, deltas)) and item.is_long
 
     def take_whole(self, choices: Sequence[Delta]) -> None:
         """Adds the whole answer, which is the first of `choices`, and closes it unless it `failed`.
@@ -275,6 +283,22 @@ class AnswerItems:
         yield from self._open_thought()
         assert self._thought is not None
         self._thought.extras[id_] = extra
+
+
+def _ends_thought(delta: Delta) -> bool:
+    if isinstance(delta, Texts):  # whose other members would be read
+        return not isinstance(delta, Thoughts)
+    return bool(delta.content or delta.logprobs or delta.citations) or _ends_both(delta)
+
+
+def _ends_text(delta: Delta) -> bool:
+    if isinstance(delta, Texts):
+        return not isinstance(delta, Words)
+    return bool(delta.reasoning or delta.details) or _ends_both(delta)
+
+
+def _ends_both(delta: Delta) -> bool:
+    return bool(delta.refusal or delta.images or delta.tool_calls)
 
 
 def _logprobs(value: Any) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import msgspec
 from attrs import field
 
 from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Texts, Usage, steps
+from manallm_proxy.contract.door import TakesLong
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import BadResponse, StreamInterrupted
 from manallm_proxy.contract.records import define
@@ -112,7 +113,9 @@ class ResponsesReply:
         if not deltas:
             return b""
         if len(deltas) == 1 and isinstance(delta := deltas[0], Texts):
-            return self._say(delta)
+            return self._say(delta, is_large=batch.is_large)
+        if not batch.is_large and self._answer.closes_long(deltas):
+            raise TakesLong
         begin = self._begin()
         mine = (delta for delta in deltas if delta.index == 0)
         if batch.is_large:
@@ -124,9 +127,14 @@ class ResponsesReply:
                 break
         return b"".join(said)
 
-    def _say(self, texts: Texts) -> bytes:
+    def _say(self, texts: Texts, *, is_large: bool = True) -> bytes:
+        """The events of `texts`. Raises TakesLong unless `is_large`: they may end what was said before."""
         if (growing := self._answer.continued_by(texts)) is not None:
             return self._spliced(texts.texts, growing)
+        if self._answer.closes_long((texts,)):
+            if not is_large:
+                raise TakesLong
+            return self._long(self._begin(), self._answer.take(texts))
         begin, (first, *others) = self._begin(), steps((texts,))
         begin += self._write(self._answer.take(first))
         return begin + b"".join([self._say(step) for step in others if isinstance(step, Texts)])
