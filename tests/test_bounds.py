@@ -30,6 +30,7 @@ from manallm_proxy.providers.openai import stream
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.proxy import everything, openai, process, proxy, settings
+from tests.servers import gemini_server, ollama_server
 from tests.stall import peak, raw_post
 from tests.upstreams import DONE, Connection, Seen, answers, completion, each, upstream
 
@@ -401,6 +402,42 @@ async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
             with peak(running.pid) as taken:
                 assert (await raw_post(port, door, json.dumps(asked).encode())).startswith(b"HTTP/1.1 200")
             assert taken.mib <= 3 * size / MIB + 32
+
+
+@pytest.mark.parametrize("door", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
+async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path, door: str) -> None:
+    """The same, for what takes Python four times as much: a long text with an emoji, and a long argument of a tool."""
+    text = "x" * 10 * MIB + "\U0001f600"
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": text})}}
+    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"a": text})}
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": text}}
+    calls: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    if door == "/api/chat":
+        calls["tool_calls"] = [{"function": {"name": "f", "arguments": {"a": text}}}]
+    if door == "/v1/messages":
+        calls = {"role": "assistant", "content": [use]}
+    key = "input" if door == "/v1/responses" else "messages"
+    hi = {"role": "user", "content": "hi"}
+    said = [[{"role": "user", "content": text}], [hi, item if key == "input" else calls, hi]]
+    async with (
+        upstream(each(answers)) as plain,
+        upstream(each(ollama_server)) as box,
+        upstream(each(gemini_server)) as google,
+    ):
+        providers = {
+            "o": openai(plain.url),
+            "l": {"kind": "ollama", "base_url": box.url},
+            "g": {"kind": "google", "base_url": google.url, "api_key": "a-key-of-google"},
+        }
+        async with process(settings(providers), tmp_path) as running:
+            port = int(running.url.rpartition(":")[2])
+            for name in providers:
+                for turns in said:
+                    asked = {"model": f"{name}/m", "max_tokens": 9, "stream": False, key: turns}
+                    body = json.dumps(asked, ensure_ascii=False).encode()
+                    with peak(running.pid) as taken:
+                        assert (await raw_post(port, door, body)).startswith(b"HTTP/1.1 200")
+                    assert taken.mib <= 3 * len(body) / MIB + 32, (name, len(turns))
 
 
 def test_too_many_calls_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

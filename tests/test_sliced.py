@@ -52,6 +52,7 @@ def small_slices() -> Any:
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]))
 @settings(max_examples=40)
 @example({"a": [{}, [], {"b": "x" * 90}], "": "\\\\" * 40}, True, None)
+@example(["a" * n + r"\ud83d" * 9 for n in range(24)], True, None)
 def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) -> None:
     """Decoded, checked and encoded, whatever is escaped, wherever the slices end."""
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode("utf-8", "surrogatepass")

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any, Final
 
@@ -79,7 +79,11 @@ def decode_text(text: str) -> Any:
 
 def object_bytes(text: str) -> bytes | None:
     """The bytes of a JSON object, unchanged but for U+FFFD in place of lone surrogates; None for another."""
-    body = encoded_text(text)
+    return checked_object(encoded_text(text))
+
+
+def checked_object(body: bytes) -> bytes | None:
+    """As `object_bytes`, for a text in UTF-8."""
     span = sliced.trimmed(body, 0, len(body))
     if body[span[0] : span[0] + 1] != b"{":
         return None
@@ -103,12 +107,21 @@ def _decode_leniently(body: bytes) -> Any:
         return decode(replace_lone_surrogates(body.removeprefix(BOM)))
 
 
-def contains(text: bytes, part: bytes) -> bool:
-    """As ``part in text``, in short calls: one call would take half a millisecond for each megabyte."""
-    size = len(text)
-    if size <= _SEARCHED:
+def contains(text: bytes, part: bytes, start: int = 0, end: int | None = None) -> bool:
+    """As ``part in text[start:end]``, in short calls: one call would take half a millisecond for each megabyte."""
+    if end is None and len(text) <= _SEARCHED:
         return part in text
-    return any(text.find(part, at, at + _SEARCHED + len(part) - 1) >= 0 for at in range(0, size, _SEARCHED))
+    return next(positions(text, part, start, end), None) is not None
+
+
+def positions(text: bytes, part: bytes, start: int = 0, end: int | None = None) -> Iterator[int]:
+    """Where `part` is in `text`, in short calls."""
+    end = len(text) if end is None else end
+    for begin in range(start, end, _SEARCHED):
+        at, stop = begin, min(begin + _SEARCHED + len(part) - 1, end)
+        while (at := text.find(part, at, stop)) >= 0:
+            yield at
+            at += len(part)
 
 
 def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:

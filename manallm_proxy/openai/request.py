@@ -117,15 +117,20 @@ def read_summary(
 
 
 def made_request(
-    fields: Mapping[str, Any], required: tuple[str, type | tuple[type, ...]], need: str | None = None, *, large: bool
+    fields: Mapping[str, Any],
+    required: tuple[str, type | tuple[type, ...]],
+    need: str | None = None,
+    *,
+    large: bool,
+    encode_large: Callable[[Any], bytes] = encode_whole,
 ) -> tuple[bytes, RequestSummary]:
     """The body of a request made by a door, and its summary as `read_summary` returns it, usually without parsing.
 
-    `fields`: of valid types, with names that need no escapes. `large`: encodes in several short calls.
-    Raises RecursionError if it is nested too deeply.
+    `fields`: of valid types, with names that need no escapes. `large`: encodes in several short calls, by
+    `encode_large`. Raises RecursionError if it is nested too deeply.
     """
     if large:
-        body = encode_whole(fields)
+        body = encode_large(fields)
         return body, read_summary(body, required, need)
     values: dict[str, msgspec.Raw] = {}
     spans: dict[str, Span] = {}

@@ -165,7 +165,7 @@ def _walked(plain: bytes, depth: int) -> tuple[int, int, int]:
     return depth, first, last
 
 
-def _end_of_string(text: bytes, at: int, end: int) -> int:
+def end_of_string(text: bytes, at: int, end: int) -> int:
     """The position of the closing quote of a string whose first character is at `at`."""
     while at < end:
         stop = min(at + TEXT, end)
@@ -243,25 +243,27 @@ def _string(text: bytes, start: int, end: int, decode: Decode) -> str:
 
 def between_escapes(text: bytes) -> Iterator[bytes]:
     """`text` in short pieces, cut outside of escapes and characters. Raises DecodeError for one that has no end."""
-    at = 0
-    while at < len(text):
-        stop = _safe(text, at, min(at + TEXT, len(text)), len(text))
-        yield text[at:stop]
-        at = stop
+    return string_pieces(text, 0, len(text))
 
 
 def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
     """The parts of the string there, each decoded by `decode`."""
     at, last = start + 1, end - 1
-    if _end_of_string(text, at, end) != last:
+    if end_of_string(text, at, end) != last:
         raise msgspec.DecodeError("something follows a string")
+    for piece in string_pieces(text, at, last):
+        yield decode(b'"%b"' % piece)
+
+
+def string_pieces(text: bytes, at: int, last: int) -> Iterator[bytes]:
+    """What is in a string, from `at` to `last`, in short pieces, cut outside of escapes and characters."""
     while at < last:
-        stop = _safe(text, at, min(at + TEXT, last), last)
-        yield decode(b'"%b"' % text[at:stop])
+        stop = safe_cut(text, at, min(at + TEXT, last), last)
+        yield text[at:stop]
         at = stop
 
 
-def _safe(text: bytes, at: int, stop: int, last: int) -> int:
+def safe_cut(text: bytes, at: int, stop: int, last: int) -> int:
     """The position at or before `stop` where a string may be cut: not in an escape, a surrogate pair or a character."""
     if stop == last:
         return last
@@ -269,12 +271,24 @@ def _safe(text: bytes, at: int, stop: int, last: int) -> int:
         found = _ESCAPED.match(text, at, stop)
         assert found is not None
         half = _HIGH.search(text, max(at, found.end() - 6), found.end())
-        stop = half.start() if half is not None and half.start() > at else found.end()
+        stop = (
+            half.start()
+            if half is not None and at < half.start() and not is_escaped(text, half.start())
+            else found.end()
+        )
         if stop == at:  # no escape at all
             raise msgspec.DecodeError("invalid escape")
     while stop - 1 > at and text[stop] & 0xC0 == 0x80:
         stop -= 1
     return stop
+
+
+def is_escaped(text: bytes, at: int) -> bool:
+    """Whether the character there is, by the backslashes before it."""
+    first = at
+    while first and text[first - 1] == 0x5C:
+        first -= 1
+    return (at - first) % 2 == 1
 
 
 def check_large(text: bytes, start: int, end: int, check: Decode, levels: int = NESTED_LIMIT) -> None:

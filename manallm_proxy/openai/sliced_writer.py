@@ -19,10 +19,11 @@ _BUDGET: Final = 4096
 
 def encode_large(value: Any, encode: Callable[[Any], bytes]) -> bytes:
     """`value` encoded; small parts of it by `encode`."""
-    return joined_bytes(_encoded(value, encode))
+    return joined_bytes(encoded_pieces(value, encode))
 
 
-def _encoded(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes | memoryview]:
+def encoded_pieces(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes | memoryview]:
+    """The parts of `encode_large`. Values that are encoded already are not copied."""
     if isinstance(value, array):
         for at in range(0, len(value), _BUDGET):
             yield (b"," if at else b"[") + encode(value[at : at + _BUDGET].tolist())[1:-1]
@@ -43,7 +44,7 @@ def _encoded(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes | mem
                 yield comma + encode(dict(some))[1:-1]
             else:
                 yield comma + encode(some[0][0]) + b":"
-                yield from _encoded(some[0][1], encode)
+                yield from encoded_pieces(some[0][1], encode)
             comma = b","
         yield b"}"
     elif all(isinstance(each, int | float) for each in value):
@@ -57,7 +58,7 @@ def _encoded(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes | mem
                 yield comma + encode(some)[1:-1]
             else:
                 yield comma
-                yield from _encoded(some[0], encode)
+                yield from encoded_pieces(some[0], encode)
             comma = b","
         yield b"]"
 

@@ -21,7 +21,8 @@ from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.reasoning import effort_of_budget
 from manallm_proxy.openai.request import made_request, refuse_case_variants
-from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.stand_ins import StandIns, read_texts
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 _FIELDS: Final = {
@@ -79,7 +80,7 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
     """
     if not is_checked:
         refuse_case_variants(split_object(body)[0])  # of a duplicate key, only the last value would be read
-    asked = decoded(body)
+    asked, texts = read_texts(body)
     if asked.get("thread") is not None:
         raise ThreadsUnsupported
     _refuse_mcp_servers(asked)
@@ -100,21 +101,21 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
     fields = {key: value for key, value in fields.items() if value is not None}
     large = is_large(body)
 
-    made = _made(fields, large)
+    made = _made(fields, large, texts)
 
     def own(provider: str) -> tuple[bytes, RequestSummary]:
         if not history.carries(provider):
             return made
-        return _made({**fields, "messages": history.messages_for(provider)}, large)
+        return _made({**fields, "messages": history.messages_for(provider)}, large, texts)
 
     paths = CallerPaths("messages", history.origins, _FIELDS)
     stops = frozenset(fields.get("stop", ()))
     return Asked(*made, thinking, stops, paths, own if history.carries() else None)
 
 
-def _made(fields: Fields, large: bool) -> tuple[bytes, RequestSummary]:
+def _made(fields: Fields, large: bool, texts: StandIns) -> tuple[bytes, RequestSummary]:
     try:
-        return made_request(fields, ("messages", list), large=large)
+        return made_request(fields, ("messages", list), large=large, encode_large=texts.encode_whole)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 

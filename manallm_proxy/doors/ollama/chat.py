@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from manallm_proxy.contract.answers import Answer, Delta
 from manallm_proxy.contract.door import Client
@@ -10,12 +10,16 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.messages import Conversation
 from manallm_proxy.doors.ollama.reply import ChatReply
-from manallm_proxy.doors.ollama.request import door_call, read_object
+from manallm_proxy.doors.ollama.request import door_call, read_object_texts
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, read_settings, tools_of
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.caller_paths import CallerPaths
+from manallm_proxy.openai.json_object import contains
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, optional
+
+_THOUGHT: Final = b'"thinking"'
+"""Where there is any, `_reasoning_for_ollama` has messages beside those that are written here."""
 
 
 class OllamaChatDoor:
@@ -27,13 +31,20 @@ class OllamaChatDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
-        asked = read_object(body)
+        keys = () if contains(body, _THOUGHT) else ("messages",)
+        asked, texts = read_object_texts(body, *keys)
         model = optional(asked, "model", str) or ""
         messages = optional(asked, "messages", list) or []
         settings = read_settings(asked)
         fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
         call = door_call(
-            Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client, large=is_large(body)
+            Endpoint.CHAT,
+            asked,
+            fields,
+            settings.ollama | _reasoning_for_ollama(fields),
+            client,
+            large=is_large(body),
+            encode_large=texts.encode_whole,
         )
         call.translate_error = CallerPaths("messages", Conversation.origins(messages), CALLED_HERE).translate_error
         if not messages:

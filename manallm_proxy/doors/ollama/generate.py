@@ -9,7 +9,7 @@ from manallm_proxy.doors.ollama.chat import load_answer
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.messages import content_of, places_of
 from manallm_proxy.doors.ollama.reply import GenerateReply
-from manallm_proxy.doors.ollama.request import door_call, read_object
+from manallm_proxy.doors.ollama.request import door_call, read_object_texts
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, Settings, read_settings
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.caller_paths import CallerPaths, Origins
@@ -26,18 +26,19 @@ class OllamaGenerateDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, GenerateReply]:
-        asked = read_object(body)
+        asked, texts = read_object_texts(body, "prompt", "system", "suffix")
         _refuse_unsupported(asked)
         model = optional(asked, "model", str) or ""
         prompt, suffix = optional(asked, "prompt", str) or "", optional(asked, "suffix", str) or ""
         settings = read_settings(asked)
+        large, write = is_large(body), texts.encode_whole
         if optional(asked, "raw", bool) or suffix:
             fields = _completion(asked, prompt, suffix, settings)
             kept = settings.ollama | ({"raw": True} if asked.get("raw") else {})
-            call = door_call(Endpoint.COMPLETIONS, asked, fields, kept, client, large=is_large(body))
+            call = door_call(Endpoint.COMPLETIONS, asked, fields, kept, client, large=large, encode_large=write)
         else:
             fields = {"messages": _messages(asked, prompt), **settings.fields}
-            call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client, large=is_large(body))
+            call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client, large=large, encode_large=write)
         call.translate_error = CallerPaths("prompt", _origins(asked, prompt), CALLED_HERE).translate_error
         if not prompt and not suffix:
             call.answer, call.summary.stream = load_answer(asked), False

@@ -29,7 +29,7 @@ from manallm_proxy.doors.responses.store import Owner, Store, Stored, weighed
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import decode_leniently, encoder
+from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
 from manallm_proxy.openai.large import LARGE_PARTS, are_large, is_large, offload
 from manallm_proxy.openai.request import made_request
 from manallm_proxy.openai.request_fields import Fields, required
@@ -78,7 +78,10 @@ class ResponsesDoor:
         form = await self._completed(body, asked, client)
         call = await offload(form.is_long, _call_of, form, client)
         call.is_large = call.is_large or form.is_long
-        return self._begun(form, call, await offload(form.is_long, _kept, form), client)
+        kept = await offload(form.is_long, _kept, form)
+        if form.is_long:
+            form.forget(is_translated=call.native is None)
+        return self._begun(form, call, kept, client)
 
     async def _read_aside(self, body: bytes, client: Client) -> Reading:
         return await self._read_on(body, await offload(True, read_request, body), client)
@@ -195,7 +198,7 @@ def _kept(form: NativeForm) -> tuple[bytes, ...]:
     if not form.asked.stores:
         return ()
     try:
-        write, known = encoder(form.is_long), form.known
+        write, known = form.asked.encode_whole if form.is_long else encode, form.known
         return (*form.history, *(known.get(n) or write(item) for n, item in enumerate(form.items())))
     except RecursionError:
         raise _too_deep() from None
@@ -204,7 +207,7 @@ def _kept(form: NativeForm) -> tuple[bytes, ...]:
 def _call_of(form: NativeForm, client: Client) -> Call:
     """The call in the client's own format if a provider may accept that, else a chat."""
     if form.is_long:
-        form.shell.repeat(large=True)
+        form.shell.repeat(form.asked.encode_whole)
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
     summary = form.asked.summary
@@ -234,6 +237,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: b
 
     `large`: encodes it in several short calls.
     """
+    encode_large = asked.encode_whole
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
     notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
 
@@ -241,7 +245,9 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: b
         messages = conversation.messages(provider)
         if not messages:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
-        chat, summary = made_request({**asked.chat, "messages": messages}, ("messages", list), large=large)
+        chat, summary = made_request(
+            {**asked.chat, "messages": messages}, ("messages", list), large=large, encode_large=encode_large
+        )
         call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
         call.translate_error = paths.translate_error
         return call

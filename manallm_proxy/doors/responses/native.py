@@ -18,7 +18,7 @@ from manallm_proxy.doors.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
-from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
+from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.openai.large import are_large, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
@@ -58,6 +58,13 @@ class NativeForm:
         """Its own, each reference resolved."""
         return self.asked.items() if self.resolved is None else self.resolved
 
+    def forget(self, *, is_translated: bool) -> None:
+        """Drops what can be decoded again; and the body, unless the request `is_translated` for all who may get it."""
+        if self.resolved is None:
+            self.asked.forget()
+        if is_translated:
+            self.asked.body = b""
+
     @property
     def is_long(self) -> bool:
         """Whether others would feel it if it were read or written in one go."""
@@ -72,7 +79,8 @@ class NativeForm:
         before = self._before(provider) if self.history else []
         if before or self.resolved is not None or not (asked.is_plain or self._is_for(provider)):
             own = [each for item in self.items() if (each := readable(item, provider)) is not None]
-            values["input"] = encoder(self.is_long)([*before, *own])
+            write = asked.encode_whole if self.is_long else encode
+            values["input"] = write([*before, *own])
         if (
             asked.stores
             and "reasoning" in asked.summary.spans

@@ -6,6 +6,7 @@ to a provider: many refuse unknown fields.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from attrs import field
@@ -17,8 +18,10 @@ from manallm_proxy.doors.responses.items import input_items
 from manallm_proxy.doors.responses.plain_request import plain_request
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
+from manallm_proxy.openai.json_object import encode_whole
 from manallm_proxy.openai.request import has_image_parts, read_summary
-from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.stand_ins import StandIns, read_texts
 
 SEALED: Final = "reasoning.encrypted_content"
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -61,6 +64,8 @@ CALLED_HERE: Final = {
     "tools": "tools",
 }
 """A chat's fields -> their names in this API. A tool is named without its index, since the order may differ."""
+_TEXTS: Final = ("input", "instructions")
+"""Where long texts get stand-ins."""
 _NONE: Final[frozenset[str]] = frozenset()
 _SCHEMA_NAME: Final = "response"
 """The name of a schema without one: in a chat it is required."""
@@ -80,6 +85,8 @@ class Asked:
     is_plain: bool = False
     """See `plain_request`."""
     _decoded: tuple[Fields, list[Fields]] | None = field(default=None, repr=False)
+    _texts: StandIns | None = field(default=None, repr=False)
+    """The stand-ins in what was decoded."""
     chat: Fields = field(factory=dict, repr=False)
     """The chat's body, without messages, and ``tools``: set by `add_chat`."""
     tools: Tools = field(init=False, repr=False)
@@ -87,9 +94,18 @@ class Asked:
     def decoded(self) -> tuple[Fields, list[Fields]]:
         """The fields but for ``input``, and its items. A provider of this API may well need neither."""
         if self._decoded is None:
-            fields = decoded(self.body)
+            fields, self._texts = read_texts(self.body, _TEXTS, self.summary.spans)
             self._decoded = (fields, input_items(fields.pop("input")))
         return self._decoded
+
+    @property
+    def encode_whole(self) -> Callable[[Any], bytes]:
+        """Writes what was decoded, in short calls."""
+        return encode_whole if self._texts is None else self._texts.encode_whole
+
+    def forget(self) -> None:
+        """Drops what was decoded: what is asked for again is decoded again."""
+        self._decoded = self._texts = None
 
     def fields(self) -> Fields:
         """All but ``input``, decoded."""
@@ -117,7 +133,7 @@ def read_request(body: bytes) -> Asked:
     if (plain := plain_request(body)) is not None:
         include, previous = frozenset(plain.include) if plain.include else _NONE, plain.previous_response_id or None
         return Asked(body, summary, include, plain.store is not False, previous, is_plain=True)
-    fields = decoded(body)
+    fields, texts = read_texts(body, _TEXTS, summary.spans)
     for key, value in fields.items():
         if key in _CHECKED:
             if type(value) is not _CHECKED[key]:
@@ -129,7 +145,7 @@ def read_request(body: bytes) -> Asked:
     )
     items = input_items(fields.pop("input"))
     stores, previous = fields.get("store") is not False, fields.get("previous_response_id") or None
-    return Asked(body, summary, include, stores, previous, decoded=(fields, items))
+    return Asked(body, summary, include, stores, previous, decoded=(fields, items), texts=texts)
 
 
 def add_chat(asked: Asked) -> None:

@@ -11,7 +11,7 @@ from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.records import define
-from manallm_proxy.openai.json_object import encoder
+from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.large import LARGE_BYTES
 from manallm_proxy.openai.request_fields import Fields
 
@@ -72,10 +72,12 @@ class Shell:
     """What it repeats of the request is so long that it does so only once, at the end. Known after `repeat`."""
     _repeated: Fields | None = field(default=None, repr=False)
 
-    def repeat(self, *, large: bool = False) -> Fields:
-        """What it repeats of the request. `large`: may take long, and so is done before in a thread."""
+    def repeat(self, encode_large: Callable[[Any], bytes] | None = None) -> Fields:
+        """What it repeats of the request. `encode_large`: writes what is large; done before, in a thread."""
         if self._repeated is None:
-            self._repeated = repeated = _repeated(self.asked(), encoder(large))
+            large = encode_large is not None
+            self._repeated = repeated = _repeated(self.asked(), encode_large or encode)
+            self.asked = dict  # which held the request
             self.is_long = large and sum(len(repeated[key]) for key in repeated.keys() & _LONG) > LARGE_BYTES
         return self._repeated
 

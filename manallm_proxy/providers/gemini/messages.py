@@ -7,6 +7,7 @@ arguments and results of tools are objects, and a result names its function inst
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -34,9 +35,13 @@ _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
 @define
 class Conversation:
-    """The translated ``messages``. `signed`: the model refuses tool calls in its history without a signature."""
+    """The translated ``messages``. `signed`: the model refuses tool calls in its history without a signature.
+
+    ``object_bytes``: reads arguments, and the results of tools.
+    """
 
     signed: bool
+    object_bytes: Callable[[str], bytes | None] = object_bytes
     contents: list[Fields] = field(factory=list, repr=False)
     _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
@@ -46,9 +51,15 @@ class Conversation:
     has_broken_arguments: bool = False
 
     @classmethod
-    def read(cls, messages: list[Any], *, signed: bool) -> Conversation:
+    def read(
+        cls,
+        messages: list[Any],
+        *,
+        signed: bool,
+        object_bytes: Callable[[str], bytes | None] = object_bytes,
+    ) -> Conversation:
         """Translates `messages`. Raises InvalidRequest with a path if malformed, Unsupported if Gemini lacks it."""
-        conversation = cls(signed)
+        conversation = cls(signed, object_bytes)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
         if not conversation.contents:
@@ -134,7 +145,7 @@ class Conversation:
         """
         if text is None or text == "" or isinstance(text, dict):
             return text or {}
-        raw = _object(typed(str, text, path))
+        raw = self._object(typed(str, text, path))
         self.has_broken_arguments |= raw is None
         return {} if raw is None else raw
 
@@ -145,19 +156,18 @@ class Conversation:
         if name is None:
             raise InvalidRequest(f"'{path}tool_call_id' names no tool call before it", param=path + "tool_call_id")
         text, others = _text_and_rest(message, path)
-        return {"functionResponse": {"id": id_, "name": name, "response": _output(text)}}, others
+        return {"functionResponse": {"id": id_, "name": name, "response": self._output(text)}}, others
 
+    def _output(self, text: str) -> object:
+        """A tool's result as the object that Gemini requires: a JSON object unchanged, anything else under
+        ``output``."""
+        raw = self._object(text)
+        return {"output": text} if raw is None else raw
 
-def _output(text: str) -> object:
-    """A tool's result as the object that Gemini requires: a JSON object unchanged, anything else under ``output``."""
-    raw = _object(text)
-    return {"output": text} if raw is None else raw
-
-
-def _object(text: str) -> msgspec.Raw | None:
-    """A JSON object, its bytes unchanged except for lone surrogates; None for any other text."""
-    raw = object_bytes(text)
-    return None if raw is None else msgspec.Raw(raw)
+    def _object(self, text: str) -> msgspec.Raw | None:
+        """A JSON object, its bytes unchanged except for lone surrogates; None for any other text."""
+        raw = self.object_bytes(text)
+        return None if raw is None else msgspec.Raw(raw)
 
 
 def _signature(call: Fields, path: str) -> str | None:

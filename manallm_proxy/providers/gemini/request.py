@@ -13,13 +13,11 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.reasoning import wanted_reasoning
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
     Fields,
     all_of,
-    decoded,
     optional,
     required,
     typed,
@@ -27,6 +25,7 @@ from manallm_proxy.openai.request_fields import (
     wanted_vectors,
     wrong,
 )
+from manallm_proxy.openai.stand_ins import StandIns, read_texts
 from manallm_proxy.openai.tool_choice import tool_choice
 from manallm_proxy.providers.gemini.google_fields import google_fields
 from manallm_proxy.providers.gemini.messages import Conversation
@@ -64,17 +63,16 @@ _LEAST_PRO_BUDGET: Final = 128
 
 def build(call: Call, entry: Entry) -> Request:
     """The POST for one target. Raises InvalidRequest or Unsupported, with the offending field in ``param``."""
-    asked, model = decoded(call.body), _model(entry)
+    (asked, texts), model = read_texts(call.body), _model(entry)
     match call.endpoint:
         case Endpoint.CHAT:
-            method, fields = _generates(call), _chat(asked, model, call.remarks)
+            method, fields = _generates(call), _chat(asked, model, call.remarks, texts)
         case Endpoint.COMPLETIONS:
             method, fields = _generates(call), _completion(asked)
         case Endpoint.EMBEDDINGS:
             method, fields = "batchEmbedContents", _embedding(asked, model)
     try:
-        write = encode_whole if call.is_large else encode
-        return Request(f"{model}:{method}", write(fields))
+        return Request(f"{model}:{method}", texts.encode(fields, call.is_large))
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 
@@ -83,9 +81,10 @@ def _generates(call: Call) -> str:
     return "streamGenerateContent?alt=sse" if call.summary.stream else "generateContent"
 
 
-def _chat(asked: Fields, model: str, remarks: list[str]) -> Fields:
+def _chat(asked: Fields, model: str, remarks: list[str], texts: StandIns) -> Fields:
     _reject_ignored_fields(asked)
-    talk = Conversation.read(required(asked, "messages", list, ""), signed=_version(model) >= (3, 0))
+    messages, signed = required(asked, "messages", list, ""), _version(model) >= (3, 0)
+    talk = Conversation.read(messages, signed=signed, object_bytes=texts.object_bytes)
     if talk.has_broken_arguments:
         remarks.append(NO_OBJECT)
     fields: Fields = {"contents": talk.contents}

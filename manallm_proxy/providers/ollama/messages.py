@@ -5,6 +5,7 @@ There ``content`` is one string, images are a separate member, and the arguments
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -35,17 +36,21 @@ _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "ass
 
 @define
 class _Talk:
+    object_bytes: Callable[[str], bytes | None]
     called: dict[str, str] = field(factory=dict)
     """Id of a tool call -> its name; for a repeated id the last one."""
     has_broken_arguments: bool = False
 
 
-def translate(messages: list[Any], remarks: list[str]) -> list[Fields]:
-    """OpenAI's `messages` in Ollama's form. Adds changes that were necessary to `remarks`.
+def translate(
+    messages: list[Any], remarks: list[str], object_bytes: Callable[[str], bytes | None] = object_bytes
+) -> list[Fields]:
+    """OpenAI's `messages` in Ollama's form. Adds changes that were necessary to `remarks`. `object_bytes`: reads a
+    call's arguments.
 
     Raises InvalidRequest or Unsupported with the path of the message.
     """
-    talk = _Talk()
+    talk = _Talk(object_bytes)
     rows = enumerate(all_of(dict, messages, "messages"))
     said = [_message(message, f"messages[{n}].", talk) for n, message in rows]
     if talk.has_broken_arguments:
@@ -106,7 +111,7 @@ def _arguments(text: object, path: str, talk: _Talk) -> object:
     """
     if text is None or text == "" or isinstance(text, dict):
         return text or {}
-    raw = object_bytes(typed(str, text, path))
+    raw = talk.object_bytes(typed(str, text, path))
     talk.has_broken_arguments |= raw is None
     return {} if raw is None else msgspec.Raw(raw)
 

@@ -16,11 +16,9 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import schema_of_calls
-from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
-    decoded,
     optional,
     required,
     typed,
@@ -28,6 +26,7 @@ from manallm_proxy.openai.request_fields import (
     wanted_vectors,
     wrong,
 )
+from manallm_proxy.openai.stand_ins import StandIns, read_texts
 from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 from manallm_proxy.providers.ollama import messages as ollama_messages
 from manallm_proxy.providers.ollama.settings import settings
@@ -39,10 +38,12 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
 
     `client_options`: whether the client may set options that affect all clients of the model, see `settings`.
     """
-    asked = {**decoded(call.body), **call.ollama}
+    asked, texts = read_texts(call.body)
+    if call.ollama:
+        asked = {**asked, **call.ollama}
     match call.endpoint:
         case Endpoint.CHAT:
-            path, fields = "api/chat", _chat(asked, call.remarks)
+            path, fields = "api/chat", _chat(asked, call.remarks, texts)
         case Endpoint.COMPLETIONS:
             path, fields = "api/generate", _generate(asked)
         case Endpoint.EMBEDDINGS:
@@ -55,8 +56,7 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     if "thinking" in call.denied and asked.get("think") is None:
         fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
-        write = encode_whole if call.is_large else encode
-        return Request(path, write({"model": entry.target.model, **fields}))
+        return Request(path, texts.encode({"model": entry.target.model, **fields}, call.is_large))
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 
@@ -64,12 +64,13 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
 # --- the three endpoints --------------------------------------------------------------------------
 
 
-def _chat(asked: Fields, remarks: list[str]) -> Fields:
+def _chat(asked: Fields, remarks: list[str], texts: StandIns) -> Fields:
     _reject_ignored_fields(asked)
     messages = required(asked, "messages", list, "")
     if not messages:
         raise InvalidRequest("'messages' is empty", param="messages")  # Ollama would only load the model
-    fields: Fields = {"messages": ollama_messages.translate(messages, remarks)} | _format(asked) | _tools(asked)
+    translated = ollama_messages.translate(messages, remarks, texts.object_bytes)
+    fields: Fields = {"messages": translated} | _format(asked) | _tools(asked)
     if optional(asked, "logprobs", bool):
         fields["logprobs"] = True
     if (top := optional(asked, "top_logprobs", int)) is not None:

@@ -1,0 +1,210 @@
+"""Long texts of a request that are only carried from one JSON string into another: they are never decoded.
+
+Decoded, a text of 30 MiB with a single emoji takes 120 MiB, since Python holds four bytes for each of its characters;
+and to decode and to encode it takes most of a translation's time. So a request is decoded with a short stand-in in
+place of each long text, translated, and written with the text's own bytes where the stand-in is then.
+
+A stand-in begins as its text does, so that what looks at a text's beginning sees no difference. It ends with a random
+word that no client can know, in quotes: their backslashes tell how often what holds it was encoded, and so how often
+the text is to be.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from attrs import field
+
+from manallm_proxy.contract.provider import Span
+from manallm_proxy.contract.records import define, frozen
+from manallm_proxy.contract.spliced import Body, Part, Spliced
+from manallm_proxy.openai import sliced
+from manallm_proxy.openai.joined import Growing, joined_bytes
+from manallm_proxy.openai.json_object import (
+    DecodeErrors,
+    checked_object,
+    contains,
+    decode,
+    decode_leniently,
+    encode,
+    encode_whole,
+    object_bytes,
+    positions,
+)
+from manallm_proxy.openai.long_strings import LongString, long_strings
+from manallm_proxy.openai.request_fields import Fields, decoded
+from manallm_proxy.openai.sliced_writer import encoded_pieces
+
+LEAST: Final = sliced.LARGE_BYTES
+"""Min bytes of a request in which texts get stand-ins."""
+_HEAD: Final = 256
+"""Max bytes that a stand-in and its text have in common."""
+_TEXTS: Final = frozenset(
+    {b"text", b"content", b"output", b"instructions", b"system", b"prompt", b"arguments", b"thinking"}
+    | {b"reasoning", b"reasoning_content", b"refusal"}
+)
+"""The members that hold texts."""
+_READ: Final = frozenset(
+    {b"data", b"encrypted_content", b"file_data", b"image_url", b"manallm_carried", b"result", b"signature", b"url"}
+    | {b"call_id", b"id", b"tool_call_id", b"tool_use_id", b"file_id", b"previous_response_id", b"user", b"user_id"}
+    | {b"filename", b"format", b"model", b"name", b"namespace", b"role", b"status", b"tool_name", b"type", b"effort"}
+    | {b"prompt_cache_key", b"safety_identifier", b"service_tier", b"truncation", b"verbosity", b"media_type"}
+)
+"""Those that are read, compared or looked up, and so have to be decoded. All others are a tool's arguments."""
+_OTHERS: Final = 64 * 1024
+"""Min bytes of other members that get stand-ins."""
+_IMAGE: Final = b"![image]("
+"""Where a text may hold an image that is cut out, see `assistant_message.without_image_links`."""
+_NOWHERE: Final[Mapping[str, Span]] = MappingProxyType({})
+_TAIL: Final = re.compile(rb':(\d+)(\\*)"')
+_ESCAPES: Final = {1: 0, 3: 1, 7: 2, 15: 3}
+"""How often a text is escaped once more, by the backslashes before the quotes of its stand-in."""
+
+
+class _Misplaced(Exception):
+    """A stand-in was changed: a mistake of ours."""
+
+
+@frozen
+class _Text:
+    """``start`` and ``end`` of what its stand-in leaves out. ``halved``: it has lone surrogates."""
+
+    start: int
+    end: int
+    halved: bool
+
+
+@define(eq=False)
+class StandIns:
+    """The stand-ins in one request, whose bytes are ``_body``, and what is done with the request's values for them."""
+
+    _body: bytes = field(default=b"", repr=False)
+    _texts: list[_Text] = field(factory=list, repr=False)
+    _word: str = ""
+
+    def encode(self, value: Any, large: bool = False) -> Body:
+        """`value` with the texts themselves: as `json_object.encode`. `large`: in several short calls."""
+        if not self._texts:
+            return encode_whole(value) if large else encode(value)
+        return Spliced(tuple(self._parts(value)))
+
+    def encode_whole(self, value: Any) -> bytes:
+        """The same in one piece, in several short calls."""
+        return joined_bytes(self._parts(value)) if self._texts else encode_whole(value)
+
+    def object_bytes(self, text: str) -> bytes | None:
+        """As `json_object.object_bytes` for the text itself that `text` may stand for."""
+        if not self._texts or self._word not in text:
+            return object_bytes(text)
+        return checked_object(joined_bytes(self._utf8(text))) if text.lstrip(" \t\r\n").startswith("{") else None
+
+    def shortened(self) -> bytes:
+        """The request as it is decoded."""
+        rest, at, growing = memoryview(self._body), 0, Growing()
+        for n, text in enumerate(self._texts):
+            growing.add(rest[at : text.start])
+            growing.add(b'~\\"%b:%d\\"' % (self._word.encode(), n))
+            at = text.end
+        growing.add(rest[at:])
+        return growing.take()
+
+    def _parts(self, value: Any) -> Iterator[Part]:
+        """`value`, encoded, with the texts in place of their stand-ins."""
+        growing = Growing()
+        for piece in encoded_pieces(value, encode):
+            if isinstance(piece, memoryview) and len(piece) > _OTHERS:
+                yield from self._completed(growing.take())
+                yield piece
+            else:
+                growing.add(piece)
+        yield from self._completed(growing.take())
+
+    def _completed(self, data: bytes) -> Iterator[Part]:
+        """`data`, which was encoded, in the same way."""
+        rest, at = memoryview(data), 0
+        for start, end, text, escapes in self._places(data):
+            yield rest[at:start]
+            yield from self._written(text, escapes)
+            at = end
+        yield rest[at:]
+
+    def _places(self, data: bytes) -> Iterator[tuple[int, int, _Text, int]]:
+        """Start and end of each stand-in, its text, and how often that is to be escaped once more."""
+        for place in positions(data, self._word.encode()):
+            tail = _TAIL.match(data, place + len(self._word))
+            before = data[max(place - 2 - max(_ESCAPES), 0) : place]
+            slashes = len(tail[2]) if tail is not None else 0
+            if tail is None or slashes not in _ESCAPES or not before.endswith(b"~" + b"\\" * slashes + b'"'):
+                raise _Misplaced
+            yield place - 2 - slashes, tail.end(), self._texts[int(tail[1])], _ESCAPES[slashes]
+
+    def _written(self, text: _Text, escapes: int) -> Iterator[Part]:
+        if not escapes and not text.halved:
+            yield memoryview(self._body)[text.start : text.end]
+            return
+        for piece in sliced.string_pieces(self._body, text.start, text.end):
+            part = encode(decode_leniently(b'"%b"' % piece))[1:-1]  # as what is around it was written
+            for _ in range(escapes):
+                part = part.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+            yield part
+
+    def _utf8(self, text: str) -> Iterator[bytes]:
+        """`text` itself, in UTF-8."""
+        at = 0
+        for found in re.finditer(f'~"{self._word}:(\\d+)"', text):
+            yield text[at : found.start()].encode()
+            carried = self._texts[int(found[1])]
+            for piece in sliced.string_pieces(self._body, carried.start, carried.end):
+                yield str(decode_leniently(b'"%b"' % piece)).encode()
+            at = found.end()
+        yield text[at:].encode()
+
+
+_NONE: Final = StandIns()
+
+
+def read_texts(
+    body: bytes, keys: Collection[str] = (), spans: Mapping[str, Span] = _NOWHERE
+) -> tuple[Fields, StandIns]:
+    """`body` decoded, with stand-ins where it is large; it must be valid JSON. `keys`: only in the values of these, by
+    the `spans` of all.
+
+    Raises InvalidRequest as `request_fields.decoded`.
+    """
+    if len(body) <= LEAST:
+        return decoded(body), _NONE
+    ranges = [spans[key] for key in keys if key in spans] if spans else [(0, len(body))]
+    texts = [
+        _text(body, each) for span in sorted(ranges) for each in long_strings(body, *span) if _is_carried(body, each)
+    ]
+    if not texts:
+        return decoded(body), _NONE
+    found = StandIns(body, texts, f"manallm-{secrets.token_hex(16)}")
+    return decoded(found.shortened()), found
+
+
+def _is_carried(body: bytes, string: LongString) -> bool:
+    if string.key not in _TEXTS and (string.key in _READ or string.end - string.start < _OTHERS):
+        return False
+    return not contains(body, _IMAGE, string.start, string.end)
+
+
+def _text(body: bytes, string: LongString) -> _Text:
+    start = sliced.safe_cut(body, string.start, min(string.start + _HEAD, string.end), string.end)
+    return _Text(start, string.end, _is_halved(body, start, string.end))
+
+
+def _is_halved(body: bytes, start: int, end: int) -> bool:
+    """Whether there are lone surrogates in the text there."""
+    if not (contains(body, b"\\ud", start, end) or contains(body, b"\\uD", start, end)):
+        return False
+    try:
+        for piece in sliced.string_pieces(body, start, end):
+            decode(b'"%b"' % piece)
+    except DecodeErrors:
+        return True
+    return False

@@ -1,0 +1,223 @@
+"""Long texts that are carried from one JSON string into another, byte for byte, and never decoded."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.doors.ollama.chat import OllamaChatDoor
+from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.openai import large, stand_ins
+from manallm_proxy.openai.long_strings import LongString, long_strings
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.stand_ins import read_texts
+from manallm_proxy.providers.gemini import request as gemini
+from manallm_proxy.providers.ollama import request as ollama
+from tests.responses import Opened
+
+MIB = 2**20
+ENTRY = Entry(Target("p", "gemini-3-pro"))
+WIRES: dict[str, Callable[[Call], bytes]] = {
+    "ollama": lambda call: ollama.build(call, ENTRY).body,
+    "google": lambda call: gemini.build(call, ENTRY).body,
+}
+GRIN = "\U0001f600"
+TEXTS = {
+    "plain": "x" * 9000,
+    "quotes": 'He said "\\no\\" \n' * 900,
+    "backslashes": "\\" * 9000 + "x",
+    "emoji": GRIN * 3000,
+    "at each place": "ab" + (GRIN + '\\"\n') * 2000,
+    "an object": json.dumps({"text": 'a "b"\n' * 2000, GRIN: 1}),
+    "no object": "  {" + "x" * 9000,
+    "an image": "![image](data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB) " + "x" * 9000,
+    "keys": '{"text": "text": "' * 900,
+    "odd": "\0\x01\x7f\u2028\ufffe" * 2000,
+}
+HALVED = '"' + "\\ud83d x \\ude00 \\ud83d\\ude00" * 500 + '"'
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Sets whether requests of some kilobytes have stand-ins: none, and then as if they were large."""
+
+    def set_to(carried: bool) -> None:
+        monkeypatch.setattr(stand_ins, "LEAST", 1000 if carried else 10**9)
+        monkeypatch.setattr(stand_ins, "_OTHERS", 5000)
+
+    monkeypatch.setattr(large, "LARGE_BYTES", 1000)
+    return set_to
+
+
+def chat(text: str) -> dict[str, Any]:
+    function = {"name": "f", "arguments": json.dumps({"text": text, "n": [text]})}
+    return {
+        "messages": [
+            {"role": "system", "content": text},
+            {"role": "user", "content": [{"type": "text", "text": text}, {"type": "text", "text": "two"}]},
+            {
+                "role": "assistant",
+                "content": text,
+                "tool_calls": [{"id": "c", "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": text},
+            {"role": "user", "content": text},
+            {"role": "user", "content": "short"},
+        ]
+    }
+
+
+def messages(text: str) -> dict[str, Any]:
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": text, "deeper": {"text": text}}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": text, "is_error": True}
+    return {
+        "max_tokens": 9,
+        "system": [{"type": "text", "text": text}],
+        "messages": [
+            {"role": "user", "content": text},
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": text}, {"type": "text", "text": text}, call],
+            },
+            {"role": "user", "content": [result, {"type": "text", "text": text}]},
+        ],
+    }
+
+
+def responses(text: str) -> dict[str, Any]:
+    part = {"type": "input_text", "text": text}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"text": text})}
+    custom = {"type": "custom_tool_call", "call_id": "d", "name": "g", "input": text}
+    results = [
+        {"type": "function_call_output", "call_id": "c", "output": text},
+        {"type": "custom_tool_call_output", "call_id": "d", "output": [part, part]},
+    ]
+    said = {"role": "assistant", "content": [{"type": "output_text", "text": text}]}
+    return {"instructions": text, "input": [{"role": "user", "content": [part]}, said, call, custom, *results]}
+
+
+def to_ollama(text: str) -> dict[str, Any]:
+    call = {"function": {"name": "f", "arguments": {"a": text}}}
+    return {
+        "messages": [
+            {"role": "system", "content": text},
+            {"role": "assistant", "content": text, "tool_calls": [call]},
+            {"role": "tool", "content": text},
+            {"role": "user", "content": text},
+        ]
+    }
+
+
+def thoughtful(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "content": text, "thinking": text}, {"role": "user", "content": text}]}
+
+
+def generate(text: str) -> dict[str, Any]:
+    return {"prompt": text, "system": text}
+
+
+def raw(text: str) -> dict[str, Any]:
+    return {"prompt": text, "suffix": text}
+
+
+async def read(door: str, body: bytes) -> tuple[Call, Any]:
+    client = Client("r", None)
+    match door:
+        case "chat":
+            return Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r"), None
+        case "messages":
+            return MessagesDoor().read(body, client)
+        case "responses":
+            reading = Opened().door.read(body, client)
+            return reading if isinstance(reading, tuple) else await reading
+        case "generate":
+            return OllamaGenerateDoor().read(body, client)
+    return OllamaChatDoor().read(body, client)
+
+
+DOORS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
+    "chat": ("chat", chat),
+    "messages": ("messages", messages),
+    "responses": ("responses", responses),
+    "ollama": ("ollama", to_ollama),
+    "ollama, with thinking": ("ollama", thoughtful),
+    "generate": ("generate", generate),
+    "generate, raw": ("generate", raw),
+}
+
+
+@pytest.mark.parametrize("row", DOORS)
+async def test_a_request_is_translated_as_if_its_texts_were_decoded(row: str, always: Callable[[bool], None]) -> None:
+    """Through each door to each kind of provider, whatever the texts hold, written in each of JSON's ways."""
+    door, make = DOORS[row]
+    for name, text in {**TEXTS, "halves": "HALVED"}.items():
+        for escaped in (True, False):
+            asked = json.dumps({"model": "m", **make(text)}, ensure_ascii=escaped)
+            body = asked.replace('"HALVED"', HALVED).encode()
+            found: list[list[Any]] = []
+            for carried in (False, True):
+                always(carried)
+                call, reply = await read(door, body)
+                rows = [
+                    call.body,
+                    *[write(call) for kind, write in WIRES.items() if row != "generate, raw" or kind == "ollama"],
+                ]
+                if door == "responses":  # what the response repeats of it
+                    rows.append(bytes(reply._shell.repeat()["instructions"]))
+                found.append([json.loads(each) for each in rows])
+                assert not carried or all(b"manallm-" not in each for each in rows)
+            assert found[0] == found[1], (name, escaped)
+
+
+def test_long_strings_are_found_where_they_are() -> None:
+    """Members alone: in lists and beside blanks there is no name to tell by."""
+    long = "y" * 5000
+    fields = {"a": long, "list": [long, ": ", long], "b": {"c": 'q"' * 5000}, "short": "y" * 4000, "d": long + "\\"}
+    for text in (json.dumps(fields), json.dumps(fields, indent=9), json.dumps(fields).replace(": ", " :" + " " * 90)):
+        body = text.encode()
+        found = {each.key: body[each.start : each.end] for each in long_strings(body, 0, len(body))}
+        assert {key.decode(): json.loads(b'"%b"' % value) for key, value in found.items()} == {
+            "a": long,
+            "c": 'q"' * 5000,
+            "d": long + "\\",
+        }
+    blank = ('{"a":' + " " * 9000 + '"b","c":[' + "1," * 9000 + "1]}").encode()
+    assert not [*long_strings(blank, 0, len(blank))]
+    body = json.dumps({"a": long}).encode()
+    assert [*long_strings(body, 6, len(body) - 1)] == [LongString(b"a", 7, 5007)]
+
+
+def test_a_stand_in_that_was_changed_is_not_sent(always: Callable[[bool], None]) -> None:
+    """Rather than a text without most of it."""
+    always(True)
+    fields, texts = read_texts(json.dumps({"text": "x" * 9000}).encode())
+    (stand_in,) = fields.values()
+    assert len(stand_in) < 400
+    assert texts.encode_whole([stand_in]) == json.dumps(["x" * 9000]).encode()
+    with pytest.raises(Exception, match=r"^$"):
+        texts.encode_whole(stand_in[:-1])
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_a_long_text_is_not_held_again(wire: str) -> None:
+    """One emoji, and Python holds four bytes for each character."""
+    asked = {"model": "m", "messages": [{"role": "user", "content": "x" * 4 * MIB + GRIN}]}
+    body = json.dumps(asked, ensure_ascii=False).encode()
+    call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", is_large=True)
+    build = {"ollama": ollama.build, "google": gemini.build}[wire]
+    tracemalloc.start()
+    try:
+        request = build(call, ENTRY)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(request.content) > 4 * MIB
+    assert most < 2 * MIB
