@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -36,10 +37,11 @@ JUNK = st.sampled_from([b"", b"", b"", b"", b" ", b",", b"}", b"0", b"\xff", b"\
 
 
 @contextmanager
-def everything_is_long() -> Iterator[None]:
+def everything_is_long(split: bool = False) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_values, "_LONG", 1)
         patch.setattr(json_object, "LEAST", 0)
+        patch.setattr(json_object, "shortened", partial(shortened, split=split))
         yield
 
 
@@ -63,8 +65,9 @@ def test_a_long_body_is_read_as_a_short_one(
     cut = where % (len(text) + 1)
     body = before + text[:cut] + within + text[cut:]
     expected = outcome(body)
-    with everything_is_long():
-        assert outcome(body) == expected
+    for split in (False, True):
+        with everything_is_long(split):
+            assert outcome(body) == expected
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=5, unique_by=lambda member: member[0]), st.integers(1, 12))
@@ -76,13 +79,33 @@ def test_no_look_passes_what_counting_refuses(members: list[tuple[str, Any]], mo
         limits = Limits(**{key: most})
         with pytest.MonkeyPatch.context() as patch, everything_is_long():
             _, sure = count_by_characters(body, limits)
-            passes = sure or count_by_members(body, shortened(body), limits) is not None
+            passes = sure or any(
+                count_by_members(body, shortened(body, split), limits) is not None for split in (False, True)
+            )
             patch.setattr(bounds, "MOST", 0)
             patch.setattr(bounds, "_COUNTABLE", 0)
             try:
                 check_structure(body, limits)
             except InvalidRequest:
                 assert not passes, (key, body)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_long_value_counts_from_where_it_was_cut(split: bool) -> None:
+    """The same value at the top and, before, within others: there it is nested more deeply."""
+    value = [{"a": [[[[0]]]]}] * 3
+    for within, passes in ((0, True), (1, False), (3, False)):
+        decoy: Any = {"messages": value}
+        for _ in range(within):
+            decoy = [decoy]
+        body = json.dumps({**({"x": decoy} if within else {}), "messages": value}).encode()
+        with everything_is_long():
+            short = shortened(body, split)
+            assert short is not None
+            limits = Limits(depth=7)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(bounds, "_COUNTABLE", 0)
+                assert (count_by_members(body, short, limits) is not None) is passes
 
 
 def chat(content: object, **more: object) -> bytes:
@@ -160,13 +183,14 @@ async def test_many_members_are_looked_at_in_a_thread(monkeypatch: pytest.Monkey
         return noted
 
     here = threading.get_ident()
-    monkeypatch.setattr(bounds, "_opened_in_all", noting(bounds._opened_in_all))
+    monkeypatch.setattr(bounds, "_are_shallow", noting(bounds._are_shallow))
     monkeypatch.setattr(bounds, "_opened_in_members", noting(bounds._opened_in_members))
     monkeypatch.setattr(body_reader, "check_structure", noting(bounds.check_structure))
     message, nested = b'{"role":"user","content":"%b"}', b'{"x":[%b[[]]]}' % (b"[[]]," * 20_000)
     for body, wanted in (
         (b'{"messages":[%b]}' % b",".join([message % (b"x" * 100)] * 900), {False}),
-        (b'{"messages":[%b]}' % b",".join([message % (b"x" * 100)] * 1100), {True}),
+        (b'{"messages":[%b]}' % b",".join([message % (b"x" * 100)] * 9000), {True}),
+        (b'{"messages":[%b]}' % b",".join([message % (b"x" * 600)] * 1100), {False, True}),
         (b'{"messages":[%b]}' % b",".join([message % b"x"] * 1100), {False, True}),
         (nested, {False, True}),
     ):

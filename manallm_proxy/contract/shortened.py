@@ -8,12 +8,16 @@ import msgspec
 
 
 class LongValue(NamedTuple):
-    """One well-formed value that was cut out, with the index of its first byte, and of the ``0`` in its place."""
+    """One well-formed value that was cut out, with the index of its first byte, and of the ``0`` in its place.
+
+    ``members``: those of a list, if it was split; else None.
+    """
 
     key: str
     value: msgspec.Raw
     at: int
     left_at: int
+    members: list[msgspec.Raw] | None = None
 
 
 class Shortened(NamedTuple):

@@ -13,7 +13,13 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import take_body
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
-from manallm_proxy.openai.bounds import NeedsFullScan, check_structure, count_by_characters, count_by_members
+from manallm_proxy.openai.bounds import (
+    NeedsFullScan,
+    check_structure,
+    count_by_characters,
+    count_by_members,
+    may_be_split,
+)
 from manallm_proxy.openai.joined import Growing
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, expect_large, offload
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
@@ -42,15 +48,17 @@ async def read_request(
     short: Shortened | None = None
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
         parts, sure = count_by_characters(body, limits, keys=not scans or len(body) > LEAST)
-        if scans and LEAST < len(body) <= MOST:
+        if len(body) <= MOST and ((scans and len(body) > LEAST) or not sure):
             await _turn(large)
-            short = shortened(body)
+            short = shortened(body, not sure and may_be_split(body))
         if not sure:
             await _turn(large)
             parts = await _looked(body, short, limits)
         large |= parts > LARGE_PARTS
     one_scan = len(body) <= (MOST if short is not None else SLICED)  # else it is walked through, slice by slice
     slow = not one_scan if scans else large
+    if not scans:
+        short = None
     return await offload(True, read, body, short) if slow else read(body, short), large
 
 

@@ -18,6 +18,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.openai.character_counts import closed_in, number_of, opened_in
 from manallm_proxy.openai.json_object import DecodeErrors
+from manallm_proxy.openai.large import LARGE_PARTS
 from manallm_proxy.openai.long_values import MOST
 
 _SLICE: Final = 32 * 1024
@@ -28,6 +29,10 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _AT_ONCE: Final = 40_000
 """Max commas of a body whose lists may be split in one call: two milliseconds."""
+_SHORT_PER_LONG: Final = 8
+"""Members of a list whose length is looked at in the time that it takes to look at one that is long."""
+_TOGETHER: Final = 16
+"""Members whose brackets are counted in one call: so many functions open some 150."""
 _KEYS_AT_ONCE: Final = 8000
 """The same for an object: a key takes five times as long as a value."""
 _NEAREST: Final = 1024
@@ -92,18 +97,20 @@ def count_by_members(body: bytes, short: Shortened | None, bounds: Bounds, most:
     `short`: the short form, if known. Raises NeedsFullScan for more than `most` members, of a microsecond each.
     """
     size = len(body)
-    if size > MOST:
+    if size > MOST or not may_be_split(body):
         return None
-    counts = size > 2 * min(_AT_ONCE, bounds.elements)  # a value takes two bytes with its comma
-    commas = number_of(b",", body, max(_AT_ONCE, bounds.elements)) if counts else size // 2
-    if commas > _AT_ONCE:
-        return None
-    opened = _opened_in_long(short, bounds, most) if short is not None else None
+    opened = _opened_in_long(body, short, bounds, most) if short is not None else None
     if opened is None and size <= _COUNTABLE:
         opened = _opened_in_members(body, bounds, most)
-    if opened is None or opened > bounds.parts or (counts and opened + commas > bounds.elements):
+    if opened is None or opened > bounds.parts:
         return None
-    return opened
+    few = size <= 2 * bounds.elements or opened + number_of(b",", body, bounds.elements) <= bounds.elements
+    return opened if few else None
+
+
+def may_be_split(body: bytes) -> bool:
+    """Whether one call may split the lists of `body`, judged by its commas."""
+    return len(body) <= 2 * _AT_ONCE or number_of(b",", body, _AT_ONCE) <= _AT_ONCE
 
 
 def check_structure(body: bytes, bounds: Bounds) -> int:
@@ -170,43 +177,58 @@ def _commas(text: bytes, enough: int) -> int:
     return number
 
 
-def _opened_in_long(short: Shortened, bounds: Bounds, most: int) -> int | None:
+def _opened_in_long(body: bytes, short: Shortened, bounds: Bounds, most: int) -> int | None:
     """Counts the short rest exactly; in the long values, short members cannot be deeply nested."""
+    above = opened_in(short.left)  # the levels above a long value, which may be nested itself
+    depth = bounds.depth - above - 1
     try:
-        lists = [_LIST.decode(each.value) for each in short.values if _starts(each.value, b"[")]
-        _refuse_many(lists, most)
-        if bounds.depth < 2 or opened_in(short.left) + sum(map(len, lists)) > bounds.messages:
+        values = [each for each in short.values if each.members is None]
+        lists = [each.members for each in short.values if each.members is not None]
+        lists += [_LIST.decode(each.value) for each in values if _starts(each.value, b"[")]
+        _refuse_many(lists, _SHORT_PER_LONG * most)
+        if depth < 1 or above + sum(map(len, lists)) > bounds.messages:
             return None
-        opened = count_structure(short.left, bounds, "limits") + len(lists)
-        objects = (each.value for each in short.values if _starts(each.value, b"{"))
-        return _opened_in_all(chain(objects, *lists), bounds.depth - 2, most, opened)
+        count_structure(short.left, bounds, "limits")
+        objects = (each.value for each in values if _starts(each.value, b"{"))
+        if not _are_shallow(chain(objects, *lists), depth, most):
+            return None
     except (TooMuch, *DecodeErrors):
         return None
+    size = len(body)
+    if size > 2 * min(bounds.parts, bounds.elements):
+        return opened_in(body, bounds.parts)
+    opened = opened_in(body, LARGE_PARTS)
+    return opened if opened <= LARGE_PARTS else size // 2
 
 
-def _opened_in_all(values: Iterable[msgspec.Raw], depth: int, most: int, opened: int) -> int | None:
-    """`opened` plus an upper bound for `values`; None if one may be nested deeper than `depth`, or has too many keys.
+def _are_shallow(values: Iterable[msgspec.Raw], depth: int, most: int) -> bool:
+    """Whether each of `values` is known to be nested at most `depth` levels.
 
-    Raises NeedsFullScan if more than `most` members of `values` have to be looked at.
+    Raises NeedsFullScan if more than `most` of their members have to be looked at.
     """
     pending: list[tuple[Iterable[msgspec.Raw], int]] = [(values, depth)]
     while pending:
         values, depth = pending.pop()
-        for value in values:
-            if len(value) <= 2 * depth:
-                opened += len(value) // 2
-            elif not _starts(value, b'"'):
-                text = bytes(value)
-                more = opened_in(text, depth)
-                if more > depth:
-                    members = _members(text, most) if depth > 1 else None
-                    if members is None:
-                        return None
-                    most -= len(members)
-                    pending.append((members, depth - 1))
-                    more = 1
-                opened += more
-    return opened
+        longer = [value for value in values if len(value) > 2 * depth]  # a level takes two bytes
+        if len(longer) > most:
+            raise NeedsFullScan
+        for value in _not_few(longer, depth):
+            if _starts(value, b'"') or _opened_if_shallow(text := bytes(value), depth) < sys.maxsize:
+                continue
+            members = _members(text, most) if depth > 1 else None
+            if members is None:
+                return False
+            most -= len(members)
+            pending.append((members, depth - 1))
+    return True
+
+
+def _not_few(values: list[msgspec.Raw], depth: int) -> Iterator[msgspec.Raw]:
+    """Those of `values` that are not known to open at most `depth` brackets, judged by several at once."""
+    for at in range(0, len(values), _TOGETHER):
+        some = values[at : at + _TOGETHER]
+        if sum(map(len, some)) > _SLICE or opened_in(b"".join(some), depth) > depth:
+            yield from some
 
 
 def _members(text: bytes, most: int) -> Collection[msgspec.Raw] | None:

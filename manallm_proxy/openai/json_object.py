@@ -179,7 +179,9 @@ def split_object(
     Raises InvalidRequest for more, and for anything but one well-formed object without duplicate keys: of two values, a
     provider might use the other one than routing did.
     """
-    if LEAST < len(body) <= MOST and (short := short or shortened(body)) is not None:
+    if short is None and LEAST < len(body) <= MOST:
+        short = shortened(body)
+    if short is not None:
         found = _split_long(body, short)
         if found is not None:
             return found
@@ -196,11 +198,11 @@ def _split_long(body: bytes, short: Shortened) -> tuple[dict[str, msgspec.Raw], 
         values, spans = _split(left, None)
     except (InvalidRequest, UnicodeDecodeError):
         return None
-    if any(spans.get(key) != (at, at + 1) for key, _, _, at in cuts):
+    if any(spans.get(cut.key) != (cut.left_at, cut.left_at + 1) for cut in cuts):
         return None
     moved: dict[str, Span] = {}
     shift = 0
-    found = {key: value for key, value, _, _ in cuts}
+    found = {cut.key: cut.value for cut in cuts}
     for key, (start, end) in spans.items():  # in text order
         start, end = start + shift, end + shift
         if (value := found.get(key)) is not None:
