@@ -153,7 +153,8 @@ def test_two_megabytes_are_read_without_a_copy(name: str) -> None:
     assert summary.needs == {"vision"} if name == "a picture" else "vision" not in summary.needs
 
 
-def test_a_picture_is_looked_for_only_where_it_matters() -> None:
+@pytest.mark.parametrize("size", [4000, 2_000_000])
+def test_a_picture_is_looked_for_only_where_it_matters(size: int) -> None:
     """A target that takes pictures is asked without a look at the whole body; one that does not is not asked."""
     seen: list[int] = []
 
@@ -163,7 +164,8 @@ def test_a_picture_is_looked_for_only_where_it_matters() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("manallm_proxy.openai.request.holds", holds)
-        summary = read_summary(LONG["a picture"](), ("messages", list))
+        url = {"url": "data:image/png;base64," + "iVBO" * (size // 4)}
+        summary = read_summary(chat([{"type": "image_url", "image_url": url}]), ("messages", list))
         assert summary.needs_beside(frozenset({"completion", "vision"})) == frozenset()
         assert seen == []
         assert summary.needs_beside(frozenset({"completion"})) == {"vision"}

@@ -51,6 +51,8 @@ _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE_URL: Final = b'"image_url"'
 SHORT: Final = 16 * 1024
 """Max bytes of a body that may be copied twice."""
+_SEARCHED: Final = 2048
+"""Max bytes of a body in which images are looked for at once: that takes no longer than to keep the question."""
 _LONGEST: Final = 64 * 1024
 """Max bytes of a value that routing reads: a model's name, or what is asked of a stream."""
 _UNDERSCORES: Final = 50
@@ -108,7 +110,7 @@ def read_summary(
     later: Callable[[], bool] | None = None
     check = has_images or (has_image_parts if key == "messages" else None)
     if check is not None:
-        if len(body) <= MOST and (check is has_images or len(body) > SHORT):  # above it, a thread reads it
+        if len(body) <= MOST and (check is has_images or len(body) > _SEARCHED):  # above `MOST`, a thread reads it
             later = partial(check, body, values[key])
         elif check(body, values[key]):
             needs.add(VISION)
