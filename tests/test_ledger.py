@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from attrs import define
@@ -10,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.budgets import Amount, Limit
-from manallm_proxy.routing.ledger import Ledger, Spend
+from manallm_proxy.process import spend_file
+from manallm_proxy.process.spend_keeper import SpendKeeper
+from manallm_proxy.routing.ledger import Ledger, Row, Spend
 
 DAY = Limit("day", Amount(5, "USD"))
 MONTH = Limit("month", Amount(50, "USD"))
@@ -104,3 +109,59 @@ def test_sums_are_those_of_a_list(steps: list[tuple[int, float]]) -> None:
         assert ledger.spent("a", DAY).usd == pytest.approx(sum(today))
         assert ledger.spent("a", MONTH).usd == pytest.approx(sum(month))
         assert len(ledger.rows()) <= 31
+
+
+async def test_the_file_is_written_of_rows_that_a_thread_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand accounts have thirty thousand at a month's end, which the loop made every half second."""
+    ledger = Ledger(Clock(at("2026-11-28 12:00")))
+    made: list[threading.Thread] = []
+    later = Ledger.rows_later
+
+    def noted(of: Ledger) -> Callable[[], list[Row]]:
+        rows = later(of)
+
+        def make() -> list[Row]:
+            made.append(threading.current_thread())
+            return rows()
+
+        return make
+
+    monkeypatch.setattr(Ledger, "rows_later", noted)
+    keeper = SpendKeeper(ledger, lambda event: None, tmp_path / "spend.json")
+    ledger.charge("a", Spend(1.0, 10))
+    await keeper.close()
+    assert spend_file.read(tmp_path / "spend.json")[0] == ledger.rows()
+    assert threading.main_thread() not in made[:1]
+
+
+def test_rows_for_later_are_of_now() -> None:
+    """Accounts and days that come meanwhile are for the next ones."""
+    clock = Clock(at("2026-11-28 12:00"))
+    ledger = Ledger(clock)
+    ledger.charge("a", Spend(1.0, 10))
+    rows = ledger.rows_later()
+    ledger.charge("b", Spend(1.0, 10))
+    clock.now = at("2026-11-29 12:00")
+    ledger.charge("a", Spend(1.0, 10))
+    assert [row[0] for row in rows()] == ["a"]
+    assert len(ledger.rows()) == 3
+
+
+def test_what_was_spent_before_is_sorted_once() -> None:
+    """Each of a thousand accounts asks for its part, of thirty thousand rows."""
+    looked = [0]
+
+    class Rows(list[Row]):
+        def __iter__(self) -> Iterator[Row]:
+            looked[0] += 1
+            return super().__iter__()
+
+    ledger = Ledger(Clock(at("2026-11-28 12:00")))
+    day = ledger.day
+    for number in (1, 2):
+        ledger.recovered = Rows((f"a{n}", day - n % 3, 1.0 * number, n) for n in range(300))
+        for n in range(300):
+            in_day, in_month = ledger.before(f"a{n}", day)
+            assert (in_day.tokens, in_month.tokens) == (0 if n % 3 else n, n)
+            assert in_month.usd == number
+        assert looked[0] == number

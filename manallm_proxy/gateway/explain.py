@@ -69,10 +69,11 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     def gate(entry: Entry, last: bool) -> Skip | None:
         return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
+    able = set(map(id, capable))
     walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate)
 
     def row(entry: Entry) -> dict[str, Any]:
-        if entry not in capable:
+        if id(entry) not in able:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}
         return _row(generation, entry, walk.refusal(entry, is_last=entry is capable[-1]))

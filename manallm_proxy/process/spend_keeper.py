@@ -90,7 +90,7 @@ class SpendKeeper:
     async def _write(self) -> None:
         assert self.path is not None
         try:
-            await in_thread(partial(spend_file.write, self.path, self.ledger.rows()))
+            await in_thread(partial(_write_rows, self.path, self.ledger.rows_later()))
         except OSError as error:
             # 3
             if not self._failed:
@@ -141,3 +141,7 @@ def keep(ledger: Ledger, path: Path | None) -> None:
     if path is not None and (rows := ledger.rows()):
         with contextlib.suppress(OSError):  # worker 1 has reported the failure
             spend_file.write(path, rows)
+
+
+def _write_rows(path: Path, rows: Callable[[], list[Row]]) -> None:
+    spend_file.write(path, rows())
