@@ -42,6 +42,7 @@ TEXTS = {
     "keys": '{"text": "text": "' * 900,
     "odd": "\0\x01\x7f\u2028\ufffe" * 2000,
 }
+SIGNED = {"google": {"thought_signature": "QUJD" * 2000}}
 HALVED = '"' + "\\ud83d x \\ude00 \\ud83d\\ude00" * 500 + '"'
 
 
@@ -66,7 +67,7 @@ def chat(text: str) -> dict[str, Any]:
             {
                 "role": "assistant",
                 "content": text,
-                "tool_calls": [{"id": "c", "type": "function", "function": function}],
+                "tool_calls": [{"id": "c", "type": "function", "function": function, "extra_content": SIGNED}],
             },
             {"role": "tool", "tool_call_id": "c", "content": text},
             {"role": "user", "content": text},

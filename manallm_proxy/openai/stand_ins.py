@@ -53,6 +53,7 @@ _READ: Final = frozenset(
     | {b"call_id", b"id", b"tool_call_id", b"tool_use_id", b"file_id", b"previous_response_id", b"user", b"user_id"}
     | {b"filename", b"format", b"model", b"name", b"namespace", b"role", b"status", b"tool_name", b"type", b"effort"}
     | {b"prompt_cache_key", b"safety_identifier", b"service_tier", b"truncation", b"verbosity", b"media_type"}
+    | {b"thought_signature"}
 )
 """Those that are read, compared or looked up, and so have to be decoded. All others are a tool's arguments."""
 _OTHERS: Final = 64 * 1024
