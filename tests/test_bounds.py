@@ -32,7 +32,7 @@ from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.proxy import everything, openai, process, proxy, settings
 from tests.servers import gemini_server, ollama_server
 from tests.stall import peak, raw_post
-from tests.upstreams import DONE, Connection, Seen, answers, completion, each, upstream
+from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, upstream
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:,é\\n'), max_size=12)
 VALUES = st.recursive(
@@ -438,6 +438,28 @@ async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path, door
                     with peak(running.pid) as taken:
                         assert (await raw_post(port, door, body)).startswith(b"HTTP/1.1 200")
                     assert taken.mib <= 3 * len(body) / MIB + 32, (name, len(turns))
+
+
+async def test_the_memory_of_an_answer_that_is_told_again(tmp_path: Path) -> None:
+    """Through Responses, whose last events repeat all texts: each is made once the one before it has left."""
+    size, piece = 16 * MIB, 16 * 1024
+    thought = json.dumps({"choices": [{"index": 0, "delta": {"reasoning_content": "x" * piece}}]})
+
+    async def thinks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        if b'"large"' in seen.body:
+            for _ in range(size // piece // 16):
+                await connection.chunk(f"data: {thought}\n\n".encode() * 16)
+        await connection.chunk(chunk("hi") + chunk(None, finish="stop") + DONE)
+        await connection.end()
+
+    async with upstream(each(thinks)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
+        port = int(running.url.rpartition(":")[2])
+        for asked in ("short", "large"):
+            body = json.dumps({"model": "gpu/m", "stream": True, "input": asked}).encode()
+            with peak(running.pid) as taken:
+                assert (await raw_post(port, "/v1/responses", body)).startswith(b"HTTP/1.1 200")
+        assert taken.mib <= 4 * size / MIB + 32
 
 
 def test_too_many_calls_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

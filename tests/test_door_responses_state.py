@@ -453,3 +453,20 @@ async def test_all_workers_know_what_one_has_answered(tmp_path: Path) -> None:
                     async with client.delete(f"{running.url}/v1/responses/{previous}") as response:
                         codes.append(response.status)
             assert codes == [200, 404, 404]
+
+
+async def test_reasoning_is_stored_once() -> None:
+    """As the item's own text: what its provider gets back beside it names that text, and does not repeat it."""
+    opened = Opened()
+    first = await opened.ask()
+    id_ = first.whole(Delta(reasoning="I think of it.\n" * 999, reasoning_key="reasoning", content="Yes."))["id"]
+    stored = await opened.store.response(None, id_)
+    assert stored is not None
+    assert len(stored.output[0]) < 17 * 999 + 400
+    again = await opened.ask(previous_response_id=id_, input="Why?")
+    assert again.at("p")["messages"][1] == {
+        "role": "assistant",
+        "content": "Yes.",
+        "reasoning": "I think of it.\n" * 999,
+    }
+    assert "reasoning" not in again.at("q")["messages"][1]

@@ -7,7 +7,7 @@ What real clients need: docs/clients.md.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from attrs import field
@@ -90,6 +90,17 @@ class StatefulReply(Protocol):
 
     async def is_known(self, whole: bytes) -> bool:
         """Whether later requests may refer to this whole answer, so that it may be given again."""
+
+
+@runtime_checkable
+class PartedReply(Protocol):
+    """A `Reply` of a format that repeats the answer's texts, so that its events are several times as long as these."""
+
+    def events_in_parts(self, batch: StreamBatch) -> Iterator[bytes]:
+        """`Reply.events` of a large batch: whole events, each part made once the one before it is written."""
+
+    def end_in_parts(self, usage: Usage | None) -> Iterator[bytes]:
+        """`Reply.end` in the same way."""
 
 
 class Door(Protocol):

@@ -29,6 +29,8 @@ EXTRA: Final = "extra_content"
 """The member of a tool call, in OpenAI's format, for data that its provider expects back with it."""
 KEPT: Final = "manallm_carried"
 """The member of a stored item for the same data, if the client did not request it or has no place for it."""
+SHOWN: Final = "\0shown"
+"""As ``reasoning`` in a stored item: it is the item's own text, which would be stored twice."""
 KEYS: Final = ("reasoning_content", "reasoning")
 """The members in which a provider may expect its reasoning back."""
 

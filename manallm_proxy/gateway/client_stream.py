@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from attrs import field
 
 from manallm_proxy.contract.answers import StreamBatch
-from manallm_proxy.contract.door import Reply, TakesLong
+from manallm_proxy.contract.door import PartedReply, Reply, TakesLong
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -31,12 +32,13 @@ class ClientStream:
     """The answer's last events, while its end is made: both are one write, and one packet."""
 
     async def send(self, batch: StreamBatch) -> None:
-        events = await events_of(self.reply, batch)
+        if not batch.is_large:
+            try:
+                events = self.reply.events(batch)
+            except TakesLong:
+                batch.is_large = True
         if batch.is_large:
-            await self.writer.write(events)
-            held = [events]
-            del events  # which else were freed here, in one go
-            free_in_thread(held)
+            await self._send_large(batch)
             return
         if batch.done and batch.error is None and len(events) <= LAST_BYTES:
             self._last = events
@@ -55,6 +57,31 @@ class ClientStream:
             return False
         return self.writer.try_write(events)
 
+    async def _send_large(self, batch: StreamBatch) -> None:
+        if not isinstance(self.reply, PartedReply):
+            events = [await events_of(self.reply, batch)]
+            await self.writer.write(events[0])
+            free_in_thread(events)  # which else were freed here, in one go
+            return
+        await self._write_parts(self.reply.events_in_parts(batch))
+        held, batch.deltas = [batch.deltas], ()
+        free_in_thread(held)
+
+    async def _write_parts(self, parts: Iterator[bytes]) -> None:
+        while await self._write_next(parts):  # so that none is held while the next is made
+            pass
+
+    async def _write_next(self, parts: Iterator[bytes]) -> bool:
+        """Whether there was one."""
+        part = await offload(True, next, parts, None)
+        if part is None:
+            return False
+        await self.writer.write(part)
+        held = [part]
+        del part
+        free_in_thread(held)
+        return True
+
     async def finish(self) -> None:
         long = self.reply.ends_long
         if long:
@@ -62,6 +89,10 @@ class ClientStream:
             if self._last:
                 await self.writer.write(self._last)
                 self._last = b""
+            if isinstance(self.reply, PartedReply):
+                await self._write_parts(self.reply.end_in_parts(self.stream.usage))
+                await self.writer.finish(b"")
+                return
         last = self._last + await offload(long, self.reply.end, self.stream.usage)
         await self.writer.finish(last)
         if long:

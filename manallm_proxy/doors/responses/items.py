@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from attrs import field
+from attrs import evolve, field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.carried import EXTRA, KEPT, Carried, Unpacker, of_item
+from manallm_proxy.doors.carried import EXTRA, KEPT, SHOWN, Carried, Unpacker, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
@@ -224,6 +224,8 @@ class Conversation:
     def _reasoning(self, item: Fields, path: str) -> None:
         """Adds reasoning, if we packed it: a summary is for people, and most providers refuse it."""
         carried = self._carry(item)
+        if carried.reasoning == SHOWN:
+            carried = evolve(carried, reasoning=_shown(item))
         if carried.reasoning or carried.details:
             self._turn(path).reasoning.append(carried)
 
@@ -245,6 +247,13 @@ def _noted(known: list[str] | None, *paths: str) -> list[str]:
     known = [] if known is None else known
     known += paths
     return known
+
+
+def _shown(item: Fields) -> str:
+    """The text of reasoning, as it is stored."""
+    summary = item.get("summary")
+    parts = [part.get("text") for part in summary if isinstance(part, dict)] if isinstance(summary, list) else []
+    return joined_lines(text for text in parts if isinstance(text, str))
 
 
 def _note(rest: list[Fields]) -> str:

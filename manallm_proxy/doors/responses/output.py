@@ -8,7 +8,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.doors.carried import KEPT, Carried, pack
+from manallm_proxy.doors.carried import KEPT, SHOWN, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text, tail_of
@@ -176,16 +176,16 @@ class ReasoningItem(Item):
         summary = [{"type": "summary_text", "text": text}] if text else []
         item: dict[str, Any] = {"id": self.id, "type": "reasoning", "status": self.status, "summary": summary}
         if self.packs:
-            item["encrypted_content"] = self._packed() if self.status != IN_PROGRESS else None
+            item["encrypted_content"] = self._packed(text) if self.status != IN_PROGRESS else None
         return item
 
     def stored(self) -> dict[str, Any]:
-        return self.view() if self.packs else {**self.view(), KEPT: self._packed()}
+        return self.view() if self.packs else {**self.view(), KEPT: self._packed(SHOWN if self._text else "")}
 
-    def _packed(self) -> str:
+    def _packed(self, reasoning: str) -> str:
         if self.details is not None:
             return pack(Carried(self.provider, extras=self.extras, details=self.details.whole()))
-        return pack(Carried(self.provider, self._text, self.key, self.extras))
+        return pack(Carried(self.provider, reasoning, self.key, self.extras))
 
     def think(self, words: str) -> Iterator[Event]:
         if not self.words:

@@ -27,9 +27,10 @@ from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai import joined
 from manallm_proxy.openai.deferred_free import free_later
-from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole, encoder
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encoder
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
+from manallm_proxy.openai.sliced_writer import encoded_pieces
 
 Keep = Callable[[dict[str, Any], list[Fields]], None]
 """Stores a finished response: the object with an empty ``output``, and its items in stored form."""
@@ -127,6 +128,16 @@ class ResponsesReply:
                 break
         return b"".join(said)
 
+    def events_in_parts(self, batch: StreamBatch) -> Iterator[bytes]:
+        """See `door.PartedReply`."""
+        deltas = batch.deltas
+        if batch.frames or type(batch) is ResponseBatch or not self._answer.closes_long(deltas):
+            yield self.events(batch)
+            return
+        begin = self._begin()
+        mine = (delta for delta in deltas if delta.index == 0)
+        yield from self._parts(begin, chain.from_iterable(map(self._answer.take, mine)))
+
     def _say(self, texts: Texts, *, is_large: bool = True) -> bytes:
         """The events of `texts`. Raises TakesLong unless `is_large`: they may end what was said before."""
         if (growing := self._answer.continued_by(texts)) is not None:
@@ -191,6 +202,13 @@ class ResponsesReply:
             return self._long(begin, chain(self._answer.end(), self._completed(usage)))
         last = self._write(self._answer.end())
         return begin + last + self._write(self._completed(usage))
+
+    def end_in_parts(self, usage: Usage | None) -> Iterator[bytes]:
+        """See `door.PartedReply`."""
+        if self._relayed or self._answer.failed or self._refused is not None or not self._answer.is_long:
+            yield self.end(usage)
+            return
+        yield from self._parts(self._begin(), chain(self._answer.end(), self._completed(usage)))
 
     def _completed(self, usage: Usage | None) -> Iterator[Event]:
         kind, response = self._ended(usage)
@@ -268,14 +286,22 @@ class ResponsesReply:
 
     def _long(self, begin: bytes, events: Iterable[Event]) -> bytes:
         """`begin` and `events` of a translated answer, encoded in short calls."""
-        written = joined.Growing()
+        return joined.joined_bytes(self._parts(begin, events))
+
+    def _parts(self, begin: bytes, events: Iterable[Event]) -> Iterator[bytes]:
+        """The same in parts: each is one long event, or many short ones."""
+        written, size = joined.Growing(), 0
         written.add(begin)
         for kind, fields in self._told(events):
-            written.add(b"event: %b\ndata: " % kind.encode())
-            written.add(encode_whole({"type": kind, "sequence_number": self._sequence, **fields}))
-            written.add(b"\n\n")
+            data = encoded_pieces({"type": kind, "sequence_number": self._sequence, **fields}, encode)
             self._sequence += 1
-        return written.take()
+            for piece in chain((b"event: %b\ndata: " % kind.encode(),), data, (b"\n\n",)):
+                written.add(piece)
+                size += len(piece)
+            if size > joined.SMALL:
+                yield written.take()
+                size = 0
+        yield written.take()
 
 
 def _decoded(response: bytes) -> dict[str, Any]:
