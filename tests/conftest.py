@@ -1,7 +1,4 @@
-"""What all tests share.
-
-Hypothesis looks a little at each run, and more where somebody asks for it (HYPOTHESIS_PROFILE=thorough).
-"""
+"""What all tests share."""
 
 from __future__ import annotations
 
@@ -27,14 +24,12 @@ from hypothesis import strategies as st
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider as client
-from tests import command, fair_clock, rewriting, sdks
+from tests import command, examples, fair_clock, rewriting, sdks
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what starts as a process is compiled once, and not each time
 sys.dont_write_bytecode = False
 
-settings.register_profile("quick", max_examples=25, deadline=None)
-settings.register_profile("thorough", max_examples=2000, deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+examples.load()
 
 
 SEVERAL = 200

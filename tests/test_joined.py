@@ -27,6 +27,7 @@ from manallm_proxy.openai.joined import (
     tail_of,
 )
 from manallm_proxy.openai.large import expect_large
+from tests.examples import examples
 
 PART = joined.PART
 LETTERS = st.sampled_from(["a", "é", "€", "😀", "\ud83d", "\x00", "\xff"])
@@ -42,7 +43,7 @@ def small_parts() -> Iterator[None]:
 
 
 @given(st.lists(st.binary(max_size=40) | st.binary(max_size=40).map(bytearray), max_size=12))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_bytes_are_the_same(parts: list[bytes]) -> None:
     """However long the parts are; they are taken once."""
     growing = Growing()
@@ -53,7 +54,7 @@ def test_bytes_are_the_same(parts: list[bytes]) -> None:
 
 
 @given(st.lists(st.text(LETTERS, max_size=40), max_size=12))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @example(["a" * 30, "é" * 30, "€", "😀"])
 @example(["", "\ud83d" * 30])
 def test_texts_are_the_same(parts: list[str]) -> None:

@@ -29,6 +29,7 @@ from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.openai import joined, json_object, large, sliced_writer
 from manallm_proxy.openai.request import read_summary
+from tests.examples import examples
 
 TARGET = Target("gpu", "m")
 DOORS: dict[str, Callable[[], Any]] = {
@@ -80,7 +81,7 @@ def written(reply: Any, deltas: list[Delta], *, long: bool) -> bytes:
 
 
 @given(st.sampled_from(sorted(DOORS)), DELTAS)
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_the_same_events(name: str, deltas: list[Delta]) -> None:
     """Whatever is said, byte by byte."""
     make = DOORS[name]

@@ -18,6 +18,7 @@ from manallm_proxy.providers.native import splice
 from manallm_proxy.providers.openai import event_stream, stream
 from manallm_proxy.providers.openai.chunks import KEEP_ALIVES, is_keep_alive
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
+from tests.examples import examples
 
 BODY = b'{"messages":[]}'
 CALL = Call(Endpoint.CHAT, read_summary(BODY, ("messages", list)), BODY, "r")
@@ -69,7 +70,7 @@ def told(kind: type[EventRelay | EventReader], parts: list[bytes], *, long: bool
 
 
 @given(st.lists(events(), max_size=4), st.sampled_from([EventRelay, EventReader]))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @example([SPACED], EventRelay)
 @example([SPACED, b'data: {"model":"m","error":{"message":"no"}}\n\n\n', SPACED], EventRelay)
 def test_the_same_as_a_short_one(parts: list[bytes], kind: Any) -> None:

@@ -25,6 +25,7 @@ from manallm_proxy.openai.bounds import check_structure, count_by_characters, co
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.long_values import LEAST, check_utf8, shortened
 from manallm_proxy.openai.request import read_summary, rewrite
+from tests.examples import examples
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:, é\\n0'), max_size=9) | st.just('"messages":0')
 KEYS = st.sampled_from(["messages", "tools", "input", "model", "a", "messa\\ges", "é"])
@@ -55,7 +56,7 @@ def outcome(body: bytes) -> object:
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=5), JUNK, JUNK, st.integers(0, 999), st.booleans())
-@hypothesis_settings(max_examples=150)
+@hypothesis_settings(max_examples=examples(150))
 def test_a_long_body_is_read_as_a_short_one(
     members: list[tuple[str, Any]], before: bytes, within: bytes, where: int, spaced: bool
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_long_body_is_read_as_a_short_one(
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=5, unique_by=lambda member: member[0]), st.integers(1, 12))
-@hypothesis_settings(max_examples=100)
+@hypothesis_settings(max_examples=examples(100))
 def test_no_look_passes_what_counting_refuses(members: list[tuple[str, Any]], most: int) -> None:
     """Whichever bound is exceeded, however the lengths of members look."""
     body = json.dumps(dict(members)).encode()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from tests.examples import examples
 from tests.proxy import openai, proxy
 from tests.proxy import settings as configured
 from tests.upstreams import DONE, Connection, Seen, chunk, each, upstream
@@ -92,7 +93,7 @@ async def one_request(plans: list[list[str]], folder: Path) -> None:
 
 
 @given(scripts)
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_one_voice_and_one_end(plans: list[list[str]]) -> None:
     """Whatever fails where: no splice, no second try after the first byte, a whole log."""
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from manallm_proxy.openai.json_object import (
     object_bytes,
     replace_lone_surrogates,
 )
+from tests.examples import examples
 
 TEXTS = st.text(max_size=60) | st.sampled_from(
     ['"' * 30, "\\" * 31, "a" * 70, "é" * 40, "😀" * 20, "\n" * 33, "\ud83d"]
@@ -50,7 +51,7 @@ def small_slices() -> Any:
 
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @example({"a": [{}, [], {"b": "x" * 90}], "": "\\\\" * 40}, True, None)
 @example(["a" * n + r"\ud83d" * 9 for n in range(24)], True, None)
 def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) -> None:
@@ -66,7 +67,6 @@ def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) ->
 
 
 @given(VALUES | st.dictionaries(TEXTS, VALUES, max_size=4), st.booleans(), st.sampled_from(["", " \n", "{", "\\ud83d"]))
-@settings(max_examples=25)
 @example({"a": "\ud83d" * 9}, True, "")
 def test_json_in_a_text_is_the_same(value: Any, escaped: bool, more: str) -> None:
     """Read, checked and written, with U+FFFD in place of half a pair; what is no object is none."""
@@ -94,7 +94,7 @@ def test_a_part_is_found_wherever_a_call_ends(text: bytes, part: bytes) -> None:
 
 
 @given(VALUES, st.data())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_what_is_broken_is_refused(value: Any, data: st.DataObject) -> None:
     """A byte too many, one missing, another: what msgspec refuses is refused here, and nothing else."""
     text = bytearray(json.dumps(value).encode())
