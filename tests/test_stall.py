@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -105,11 +104,11 @@ async def test_ten_thousand_messages_pass(tmp_path: Path, path: str, model: byte
             "g": {"kind": "google", "base_url": g.url, "api_key": "k"},
         }
         async with proxy(settings(providers, ["o/m"]), tmp_path) as p:
-            for _ in range(3):
+            while len(gaps) < 3 and sum(gap < MOST for gap in gaps) < 2:
                 async with stall() as stopped:
                     assert (await raw_post(p.port, path, body)).startswith(b"HTTP/1.1 200")
                 gaps.append(stopped.longest * 1000)
-    assert statistics.median(gaps) < MOST
+    assert sum(gap < MOST for gap in gaps) == 2, "of three"
 
 
 @pytest.mark.parametrize("kind", [b"plain", b"zipped"])
