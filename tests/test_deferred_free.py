@@ -143,6 +143,22 @@ def test_the_collector_leaves_large_work_alone() -> None:
     assert sys.getswitchinterval() == pytest.approx(turn, abs=1e-7)
 
 
+@pytest.mark.parametrize(("waiting", "collected"), [(500, [1]), (3, [])])
+def test_what_is_due_after_large_work_is_done_at_once(
+    waiting: int, collected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While little is left of it: a list's 66,000 objects were looked at for 60 ms, since an earlier one had ended."""
+    seen, did = large._Collector(), list[int]()
+    monkeypatch.setattr(gc, "get_threshold", lambda: (20_000, 100, 20))
+    monkeypatch.setattr(gc, "set_threshold", lambda *numbers: None)
+    monkeypatch.setattr(gc, "get_count", lambda: (0, waiting, 0))
+    monkeypatch.setattr(gc, "collect", did.append)
+    loop: Any = type("Loop", (), {"call_later": lambda self, seconds, function: function()})()
+    seen.begin()
+    seen.end(loop)
+    assert did == collected
+
+
 async def test_the_collector_is_told_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of work that failed."""
     assert await offload(True, lambda: collector.running) == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from manallm_proxy.gateway import explain, operators, render, reports, status_page
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.openai.large import LARGE_BYTES
+from manallm_proxy.openai.large import LARGE_BYTES, collector
 from manallm_proxy.process import gauges
 from manallm_proxy.routing.circuit import Circuit
 from tests.proxy import openai, proxy, settings
@@ -134,3 +134,20 @@ async def test_a_scrape_looks_at_each_provider_once(tmp_path: Path, monkeypatch:
     assert asked[0] <= 10
     assert found == each_one
     assert [found[f"mana/a{n}"] for n in (1, 2, 4, 5)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("number", "told"), [(50, 0), (250, 1)])
+async def test_rows_of_a_long_list_are_not_looked_at_again_and_again(number: int, told: int) -> None:
+    """By the cycle collector, while more are made; a short list is no reason."""
+    running: list[int] = []
+
+    def rows() -> Iterator[int]:
+        for n in range(number):
+            running.append(collector.running)
+            yield n
+
+    try:
+        assert await reports.in_turns(rows()) == list(range(number))
+        assert (running[0], running[-1], collector.running) == (0, told, 0)
+    finally:
+        collector.restore()

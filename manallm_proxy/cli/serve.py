@@ -108,7 +108,7 @@ def _serve_many(
 
 async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, is_read: bool) -> int:
     app = App(config, environ, logs, link=link, banner=start_screen if is_read else None)
-    gc.collect()  # before a client can come
+    exclude_from_collection()  # before a client can come
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
     await tune_memory()
@@ -119,7 +119,7 @@ async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: Wo
 async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None) -> int:
     await try_open(config)
     app = App(config, environ, logs, host, port)
-    gc.collect()  # before a client can come
+    exclude_from_collection()  # before a client can come
     try:
         running = asyncio.ensure_future(app.run())
         await app.ready(running)
@@ -138,15 +138,21 @@ def _cannot_listen(config: Config, error: OSError) -> int:
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
-async def tune_memory() -> None:
-    """Excludes all objects created at startup from garbage collection, makes it less frequent, and releases memory.
+def exclude_from_collection() -> None:
+    """Excludes all objects that there are from garbage collection, and makes it less frequent.
 
     With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
-    reference cycles here (the traceback of a failed attempt), and they can wait. Requests may be there already: what
-    takes long, the kernel does meanwhile.
+    reference cycles here (the traceback of a failed attempt), and they can wait.
     """
+    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 100, 20)  # so that a large answer is not traversed while it is being built
+
+
+async def tune_memory() -> None:
+    """After the start: excludes what it has made besides, and releases memory. Requests may be there already, so what
+    takes long, the kernel does meanwhile."""
+    gc.freeze()
     await asyncio.to_thread(pages.advise_kernel)
 
 

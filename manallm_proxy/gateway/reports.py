@@ -13,6 +13,7 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.openai.large import collector
 from manallm_proxy.openai.models import model_object
 from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Circuit
@@ -48,12 +49,21 @@ def _all_rows(generation: Generation) -> Iterator[dict[str, Any]]:
 
 
 async def in_turns(rows: Iterator[T], number: int = _A_TURN) -> list[T]:
-    """All `rows`, `number` of them in each turn of the loop: each provider may list ten thousand models."""
-    found: list[T] = []
-    while some := list(islice(rows, number)):
-        found += some
-        if len(some) == number:
+    """All `rows`, `number` of them in each turn of the loop: each provider may list ten thousand models.
+
+    Meanwhile the cycle collector looks at new objects only: those of the rows stay until all are written.
+    """
+    found = list(islice(rows, number))
+    if len(found) < number:
+        return found
+    collector.begin()
+    try:
+        await asyncio.sleep(0)
+        while some := list(islice(rows, number)):
+            found += some
             await asyncio.sleep(0)
+    finally:
+        collector.end(asyncio.get_running_loop())
     return found
 
 

@@ -124,6 +124,8 @@ class _Collector:
         self._timer = None
         if self._usual is not None and not self.running:
             usual, self._usual = self._usual, None
+            if gc.get_count()[1] > usual[1] > 0:
+                gc.collect(1)  # it is due, and little is left of that work: later it might meet the next one's objects
             gc.set_threshold(*usual)
             sys.setswitchinterval(self._turn + _ROUNDING)
 
