@@ -40,6 +40,7 @@ from manallm_proxy.process.worker_messages import (
     Serving,
     Spent,
     Topic,
+    ToWorker,
     Watch,
     Watching,
     to_line,
@@ -51,6 +52,9 @@ ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
 LAG: Final = 0.2
 """Seconds by which each worker polls a local server later than the previous one, whose result it usually gets first."""
+_LONG: Final = 256 * 1024
+"""Bytes of an answer from which on it is decoded in a thread: the metrics of 1,500 models have 1.5 MB."""
+_ANSWER: Final = to_line(Answer(0, "")).partition(b",")[0] + b","
 FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
@@ -115,7 +119,7 @@ class WorkerLink(asyncio.Protocol):
     _early: list[FromWorker] = field(factory=list)
     """Messages sent before `join`."""
     _parts: set[asyncio.Task[None]] = field(factory=set)
-    """Parts of answers for all workers that are being written."""
+    """Parts of answers for all workers that are being written, and answers that are being read."""
     boxes: BoxLink = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -187,8 +191,10 @@ class WorkerLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for line in self._lines.feed(data):
-            if self._duties is not None:
-                self._handle(line, self._duties)
+            if len(line) > _LONG and line.startswith(_ANSWER):
+                self._later(self._take_long(line))
+            elif self._duties is not None:
+                self._handle(TO_WORKER.decode(line), self._duties)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
@@ -196,15 +202,18 @@ class WorkerLink(asyncio.Protocol):
         if self._duties is not None:
             self._duties.drain(False)
 
-    def _handle(self, line: bytes, duties: Duties) -> None:
-        message = TO_WORKER.decode(line)
+    async def _take_long(self, line: bytes) -> None:
+        """Takes an answer of megabytes, which a thread decodes. Of all messages only these may be overtaken."""
+        message = await asyncio.to_thread(TO_WORKER.decode, line)
+        if self._duties is not None:
+            self._handle(message, self._duties)
+
+    def _handle(self, message: ToWorker, duties: Duties) -> None:
         match message:
             case HealthUpdate():
                 duties.merge_update(message.provider, message.model, message.update)
             case AskPart():
-                task = asyncio.get_running_loop().create_task(self._answer_part(message.id, duties.part(message.topic)))
-                self._parts.add(task)
-                task.add_done_callback(self._parts.discard)
+                self._later(self._answer_part(message.id, duties.part(message.topic)))
             case ForwardedQuestion():
                 self._send(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
@@ -231,6 +240,11 @@ class WorkerLink(asyncio.Protocol):
                 self.boxes.handle(message)
             case _:
                 assert_never(message)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._parts.add(task)
+        task.add_done_callback(self._parts.discard)
 
     async def _answer_part(self, id_: int, part: Coroutine[Any, Any, Callable[[], bytes]]) -> None:
         """Sends this worker's part, which may be megabytes: in a thread it is written, and becomes a message."""
