@@ -64,6 +64,11 @@ class Arguments:
 
     @property
     def text(self) -> str:
+        """All of it, joined once."""
+        if len(self.pieces) > 1 and self._looked_at in (0, len(self.pieces)):
+            whole = joined_text(self.pieces)  # which empties a long list, so that nothing is held twice
+            self.pieces[:] = [whole]
+            self._looked_at = min(self._looked_at, 1)
         return joined_text([*self.pieces])
 
     @property

@@ -8,6 +8,7 @@ remapped by the system instead, without a copy.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import ctypes
 import io
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ _APART: Final = 64 * 2**20
 """Bytes of a block that malloc holds apart, see `large.expect_large`. It grows by moving its pages, while one that
 began among the small ones is copied when it finds no more room there, all of it at once. glibc keeps the small ones of
 a thread in heaps of this size, so that no free room in them, which comes to be megabytes, is large enough."""
+_TRIMMED: Final = 4 * 2**20
+"""Characters of parts after which their memory is given back, a millisecond's work: malloc does so by itself only for
+what lies behind all that is still held."""
 _WIDTHS: Final = (0x7F, 0xFF, 0xFFFF, 0x10FFFF)
 """The largest characters of CPython's four string representations (PEP 393)."""
 
@@ -95,8 +99,19 @@ def joined_text(parts: list[str]) -> str:
     if len(parts) == 1:
         return parts.pop()
     width = max(map(_width, parts))
+    return _filled(size, width, _popped(parts))
+
+
+def _popped(parts: list[str]) -> Iterator[str]:
+    """`parts` in order; meanwhile the memory of those before is given back."""
     parts.reverse()
-    return _filled(size, width, (parts.pop() for _ in range(len(parts))))
+    size = 0
+    while parts:
+        size += len(parts[-1])
+        yield parts.pop()
+        if size > _TRIMMED:
+            _trim()
+            size = 0
 
 
 def joined_lines(lines: Iterable[str]) -> str:
@@ -175,6 +190,12 @@ def _is_latin(piece: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _trim() -> None:
+    """Gives free memory back to the system, without Python's lock; who needs more of it meanwhile waits."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
