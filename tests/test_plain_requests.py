@@ -109,7 +109,7 @@ def test_a_number_beyond_all_is_the_providers_business() -> None:
 def test_a_plain_request_is_not_decoded_for_a_provider_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing of it is kept."""
     body = b'{"model":"m","input":[{"role":"user","content":"hi"}],"store":false}'
-    monkeypatch.setattr(request, "decoded", lambda body: pytest.fail("it was decoded"))
+    monkeypatch.setattr(request, "read_texts", lambda *_: pytest.fail("it was decoded"))
     reading = door.ResponsesDoor(MemoryStore(Clock())).read(body, Client("r", None, {}, frozenset({"responses"})))
     assert isinstance(reading, tuple)
     call: Call = reading[0]
