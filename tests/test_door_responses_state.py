@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
+from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.responses.items import Conversation
+from manallm_proxy.doors.responses.native import NativeForm
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
@@ -470,3 +473,16 @@ async def test_reasoning_is_stored_once() -> None:
         "reasoning": "I think of it.\n" * 999,
     }
     assert "reasoning" not in again.at("q")["messages"][1]
+
+
+async def test_a_long_request_is_not_held_decoded() -> None:
+    """Neither for a provider of this API, nor once it is translated for the others: its bytes are enough for both."""
+    asked = {"model": "m", "input": [{"role": "user", "content": "x" * 300_000}]}
+    client = Client("r", None, dialects=frozenset({Endpoint.RESPONSES.path}))
+    reading = Opened().door.read(json.dumps(asked).encode(), client)
+    call, _ = reading if isinstance(reading, tuple) else await reading
+    assert isinstance(call.native, NativeForm)
+    assert call.native.asked._decoded is None
+    for _ in range(2):
+        assert json.loads(call.translated().body)["messages"] == asked["input"]
+        assert call.native.asked._decoded is None

@@ -112,6 +112,9 @@ class NativeForm:
             return self.to_chat(self)
         except Untranslatable as refusal:
             return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
+        finally:
+            if self.is_long:
+                self.forget(is_translated=False)
 
     def _before(self, provider: str) -> list[Fields]:
         """Items of earlier responses, as far as `provider` can read them."""
