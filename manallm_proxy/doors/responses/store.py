@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from attrs import evolve, field
 
 from manallm_proxy.contract.records import define, frozen
+from manallm_proxy.openai.large import LARGE_BYTES, free_aside
 
 Owner = str | None
 """The name of a client key; None if none is required: then all clients share one store."""
@@ -181,7 +182,11 @@ class MemoryStore:
         if record is None:
             return False
         self._release(record)
-        return not self._is_expired(record)
+        was_there = not self._is_expired(record)
+        held = [record]
+        del record
+        _free(held)
+        return was_there
 
     def trim(self) -> None:
         """Removes expired responses, and the least recently used until the rest fits: of those with thousands of items
@@ -198,6 +203,9 @@ class MemoryStore:
             self._records.popitem(last=False)
             self._release(record)
             items += len(record.stored.input) + len(record.stored.output)
+            held = [record]
+            del record
+            _free(held)
             if items > STEP:
                 items = 0
                 yield
@@ -235,6 +243,16 @@ class MemoryStore:
             if not item.uses:
                 del self._items[content]
                 self.size -= len(data) + ITEM_COST
+
+
+def _free(held: list[_Record]) -> None:
+    """Frees a removed record, which nobody else may hold; in a thread if it has megabytes: 60 of them take 8 ms."""
+    stored = held[0].stored
+    is_long = sum(map(len, (*stored.input, *stored.output))) > LARGE_BYTES
+    del stored
+    free_aside(held, is_long)
+    if not is_long:
+        held.clear()
 
 
 def _own(stored: Stored) -> int:
