@@ -121,9 +121,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits longest comes first, so that no worker waits for another at the end. Some begin there (`forks`)."""
+    """What waits longest comes first, so that no worker waits for another at the end.
+
+    Some begin there (`forks`), with the files that are one worker's, lest one of these is the last of all.
+    """
     turns = {f"test_{name}.py": turn for turn, name in enumerate(WAIT)}
-    items.sort(key=lambda item: turns.get(item.path.name, len(turns)))
+    items.sort(
+        key=lambda item: turns.get(item.path.name, len(turns) + (item.get_closest_marker("together") is not None))
+    )
 
 
 @pytest.fixture
