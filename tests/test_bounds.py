@@ -405,21 +405,28 @@ async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
             assert taken.mib <= 3 * size / MIB + 32
 
 
-@pytest.mark.parametrize("door", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
-async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path, door: str) -> None:
-    """The same, for what takes Python four times as much: a long text with an emoji, and a long argument of a tool."""
+def long_turns(door: str) -> list[list[dict[str, Any]]]:
+    """What takes Python four times as much: a long text with an emoji, and a long argument of a tool."""
     text = "x" * 10 * MIB + "\U0001f600"
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": text})}}
-    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"a": text})}
-    use = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": text}}
-    calls: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    if door == "/api/chat":
-        calls["tool_calls"] = [{"function": {"name": "f", "arguments": {"a": text}}}]
-    if door == "/v1/messages":
-        calls = {"role": "assistant", "content": [use]}
-    key = "input" if door == "/v1/responses" else "messages"
+    arguments = json.dumps({"a": text})
     hi = {"role": "user", "content": "hi"}
-    said = [[{"role": "user", "content": text}], [hi, item if key == "input" else calls, hi]]
+    calls: dict[str, Any] = {"role": "assistant", "content": ""}
+    match door:
+        case "/v1/chat/completions":
+            function = {"name": "f", "arguments": arguments}
+            calls["tool_calls"] = [{"id": "c", "type": "function", "function": function}]
+        case "/v1/messages":
+            calls["content"] = [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": text}}]
+        case "/v1/responses":
+            calls = {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments}
+        case "/api/chat":
+            calls["tool_calls"] = [{"function": {"name": "f", "arguments": {"a": text}}}]
+    return [[{"role": "user", "content": text}], [hi, calls, hi]]
+
+
+async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path) -> None:
+    """The same, through each door, and to each kind of provider: what they make of it does not depend on each other."""
+    pairs = {"/v1/chat/completions": "lg", "/v1/messages": "o", "/v1/responses": "l", "/api/chat": "g"}
     async with (
         upstream(each(answers)) as plain,
         upstream(each(ollama_server)) as box,
@@ -432,13 +439,16 @@ async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path, door
         }
         async with process(settings(providers), tmp_path) as running:
             port = int(running.url.rpartition(":")[2])
-            for name in providers:
-                for turns in said:
-                    asked = {"model": f"{name}/m", "max_tokens": 9, "stream": False, key: turns}
+            for door, kinds in pairs.items():
+                for turns in long_turns(door):
+                    key = "input" if door == "/v1/responses" else "messages"
+                    asked = {"model": "?/m", "max_tokens": 9, "stream": False, key: turns}
                     body = json.dumps(asked, ensure_ascii=False).encode()
-                    with peak(running.pid) as taken:
-                        assert (await raw_post(port, door, body)).startswith(b"HTTP/1.1 200")
-                    assert taken.mib <= 3 * len(body) / MIB + 32, (name, len(turns))
+                    for name in kinds:
+                        mine = body.replace(b"?", name.encode(), 1)
+                        with peak(running.pid) as taken:
+                            assert (await raw_post(port, door, mine)).startswith(b"HTTP/1.1 200")
+                        assert taken.mib <= 3 * len(body) / MIB + 32, (door, name, len(turns))
 
 
 async def test_the_memory_of_an_answer_that_is_told_again(tmp_path: Path) -> None:
