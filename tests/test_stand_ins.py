@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
-from manallm_proxy.openai import large, stand_ins
+from manallm_proxy.openai import joined, large, stand_ins
 from manallm_proxy.openai.long_strings import LongString, long_strings
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.stand_ins import read_texts
@@ -44,6 +46,21 @@ TEXTS = {
 }
 SIGNED = {"google": {"thought_signature": "QUJD" * 2000}}
 HALVED = '"' + "\\ud83d x \\ude00 \\ud83d\\ude00" * 500 + '"'
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 30 + b"xy").decode()
+PICTURES = {
+    "as most": PNG,
+    "of another length": PNG[:-8] + "AAAA",
+    "unpadded": PNG.rstrip("="),
+    "in lines": "\n".join(PNG[at : at + 76] for at in range(0, len(PNG), 76)),
+    "in the other alphabet": PNG.replace("+", "-").replace("/", "_"),
+    "broken": PNG[:-9] + "*" + PNG[-8:],
+    "broken early": "*" + PNG[1:],
+    "cut": PNG[:-3],
+    "padded within": PNG[:4000] + "A===" + PNG[4000:],
+    "spaced": PNG[:5000] + "    " + PNG[5000:],
+    "not ASCII": PNG[:5000] + GRIN * 4 + PNG[5000:],
+}
 
 
 @pytest.fixture
@@ -174,8 +191,129 @@ async def test_a_request_is_translated_as_if_its_texts_were_decoded(row: str, al
                 if door == "responses":  # what the response repeats of it
                     rows.append(bytes(reply._shell.repeat()["instructions"]))
                 found.append([json.loads(each) for each in rows])
-                assert not carried or all(b"manallm-" not in each for each in rows)
+                assert not carried or all(b"manallm" not in each for each in rows)
             assert found[0] == found[1], (name, escaped)
+
+
+def chat_picture(uri: str, data: str) -> dict[str, Any]:
+    parts = [
+        {"type": "image_url", "image_url": {"url": uri, "detail": "low"}},
+        {"type": "image_url", "image_url": uri},
+    ]
+    return {"messages": [{"role": "user", "content": parts}]}
+
+
+def chat_file(uri: str, data: str) -> dict[str, Any]:
+    file = {"type": "file", "file": {"filename": "a.pdf", "file_data": uri}}
+    heard = {"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}}
+    return {"messages": [{"role": "user", "content": [file, heard]}]}
+
+
+def messages_picture(uri: str, data: str) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {"data": data, "url": uri}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "image", "source": source}]}
+    paper = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": data}}
+    return {
+        "max_tokens": 9,
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "source": source}]},
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result, paper, {"type": "image", "source": {"type": "url", "url": uri}}]},
+        ],
+    }
+
+
+def messages_file(uri: str, data: str) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": "application/pdf", "data": data}
+    return {"max_tokens": 9, "messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
+
+
+def responses_picture(uri: str, data: str) -> dict[str, Any]:
+    image = {"type": "input_image", "image_url": uri}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"data": data})}
+    shown = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    made = {"type": "image_generation_call", "id": "ig", "status": "completed", "result": data}
+    return {"input": [{"role": "user", "content": [image]}, made, call, shown]}
+
+
+def responses_file(uri: str, data: str) -> dict[str, Any]:
+    parts = [
+        {"type": "input_file", "filename": "a.pdf", "file_data": uri},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+    ]
+    return {"input": [{"role": "user", "content": parts}]}
+
+
+def ollama_picture(uri: str, data: str) -> dict[str, Any]:
+    call = {"function": {"name": "f", "arguments": {"data": data}}}
+    return {
+        "messages": [
+            {"role": "user", "content": "x", "images": [data, uri]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "ok"},
+        ]
+    }
+
+
+PICTURED: dict[str, tuple[str, Callable[[str, str], dict[str, Any]]]] = {
+    "chat": ("chat", chat_picture),
+    "chat, files": ("chat", chat_file),
+    "messages": ("messages", messages_picture),
+    "messages, files": ("messages", messages_file),
+    "responses": ("responses", responses_picture),
+    "responses, files": ("responses", responses_file),
+    "ollama": ("ollama", ollama_picture),
+}
+HEADS = ("data:image/png;base64,", "DATA:image/PNG;a=b;BASE64,", "data:image/png,", f"data:{'x' * 300};base64,", "")
+
+
+async def outcomes(door: str, body: bytes) -> list[Any]:
+    """What the door makes of a request, and each dialect of that; or the refusals."""
+    found: list[Any] = []
+    try:
+        call, _ = await read(door, body)
+        found.append(json.loads(call.body))
+    except ProxyError as error:
+        return [(type(error), str(error), error.param)]
+    for write in WIRES.values():
+        try:
+            found.append(json.loads(write(call)))
+        except ProxyError as error:
+            found.append((type(error), str(error), error.param))
+    return found
+
+
+@pytest.mark.parametrize("row", PICTURED)
+async def test_a_picture_is_translated_or_refused_as_if_it_were_decoded(
+    row: str, always: Callable[[bool], None]
+) -> None:
+    """Whatever its base64 is like, in each member that holds one: the same bytes, or the same error."""
+    door, make = PICTURED[row]
+    for name, data in PICTURES.items():
+        for head in HEADS:
+            for slash in ("/", "\\/"):
+                asked = json.dumps({"model": "m", **make(head + data, data)}, ensure_ascii=False)
+                body = asked.replace("/", slash).encode()
+                always(False)
+                wanted = await outcomes(door, body)
+                always(True)
+                assert await outcomes(door, body) == wanted, (name, head, slash)
+
+
+def test_only_base64_gets_a_stand_in_that_is_base64(always: Callable[[bool], None]) -> None:
+    """It begins as the data does, and is as valid."""
+    always(True)
+    fields, texts = read_texts(json.dumps({"url": "data:image/png;base64," + PNG, "data": PNG}).encode())
+    assert all(len(each) < 400 for each in fields.values())
+    assert fields["url"] == "data:image/png;base64," + fields["data"][:256] + fields["url"][278:]
+    assert base64.b64decode(fields["data"], validate=True).startswith(b"\x89PNG")
+    assert texts.encode_whole(fields["data"]) == json.dumps(PNG).encode()
+    with pytest.raises(Exception, match=r"^$"):
+        texts.encode_whole(fields["data"][:-1])
+    for name, data in PICTURES.items():
+        read_back, _ = read_texts(json.dumps({"data": data}).encode())
+        assert (read_back["data"] == data) is (name not in ("as most", "of another length")), name
 
 
 def test_long_strings_are_found_where_they_are() -> None:
@@ -222,3 +360,31 @@ def test_a_long_text_is_not_held_again(wire: str) -> None:
         tracemalloc.stop()
     assert len(request.content) > 4 * MIB
     assert most < 2 * MIB
+
+
+@pytest.mark.parametrize(("door", "store"), [("messages", False), ("responses", False), ("responses", True)])
+async def test_a_picture_is_not_held_again(door: str, store: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a door it is copied once, into the chat, and once to be stored; to a provider it is sent from there."""
+    monkeypatch.setattr(joined, "_APART", MIB)  # none of whose pages is touched, but tracemalloc counts them
+    data = "iVBORw0KGgoA" + "A" * 4 * MIB
+    if door == "messages":
+        picture: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+        asked: dict[str, Any] = {"max_tokens": 9, "messages": [{"role": "user", "content": [picture]}]}
+    else:
+        picture = {"type": "input_image", "image_url": "data:image/png;base64," + data}
+        asked = {"store": store, "input": [{"role": "user", "content": [picture]}]}
+    body = json.dumps({"model": "m", **asked}).encode()
+    del picture, data, asked
+    tracemalloc.start()
+    try:
+        call, _ = await read(door, body)
+        _, most = tracemalloc.get_traced_memory()
+        assert most < (11 if store else 6) * MIB
+        for build in (ollama.build, gemini.build):
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            assert len(build(call, ENTRY).content) > 4 * MIB
+            _, most = tracemalloc.get_traced_memory()
+            assert most - before < 2 * MIB
+    finally:
+        tracemalloc.stop()

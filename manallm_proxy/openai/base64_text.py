@@ -14,17 +14,21 @@ _OTHERS: Final = "-_\n\r"
 """Of the second alphabet, and between lines."""
 
 
-def first_bytes(text: str, start: int = 0) -> bytes:
-    """The first decoded bytes; empty if ``text[start:]`` is not base64 (RFC 4648, section 4: padded, in one line)."""
-    if (len(text) - start) % 4:  # `a2b_base64` takes "QUJD=", as a whole
+def first_bytes(text: str | bytes, start: int = 0, end: int | None = None) -> bytes:
+    """The first decoded bytes; empty if ``text[start:end]`` is not base64 (RFC 4648, section 4: padded, in one line).
+
+    `text`: may be JSON, in which base64 stands as it is.
+    """
+    end = len(text) if end is None else end
+    if (end - start) % 4:  # `a2b_base64` takes "QUJD=", as a whole
         return b""
     first = b""
-    for at in range(start, len(text), _SLICE):
+    for at in range(start, end, _SLICE):
         try:
-            data = binascii.a2b_base64(text[at : at + _SLICE], strict_mode=True)
+            data = binascii.a2b_base64(text[at : min(at + _SLICE, end)], strict_mode=True)
         except ValueError:
             return b""
-        if at + _SLICE < len(text) and len(data) != _SLICE // 4 * 3:  # padding before the end
+        if at + _SLICE < end and len(data) != _SLICE // 4 * 3:  # padding before the end
             return b""
         first = first or data[:_FIRST]
     return first

@@ -7,6 +7,10 @@ place of each long text, translated, and written with the text's own bytes where
 A stand-in begins as its text does, so that what looks at a text's beginning sees no difference. It ends with a random
 word that no client can know, in quotes: their backslashes tell how often what holds it was encoded, and so how often
 the text is to be.
+
+Base64, such as a picture's, is checked when its request is decoded. What stands in for it is base64 too, without
+quotes, since nothing in base64 is ever escaped: whoever checks it, takes a data URI apart or looks at the first bytes
+need not know.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from manallm_proxy.contract.provider import Span
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.spliced import Body, Part, Spliced
 from manallm_proxy.openai import sliced
+from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.joined import Growing, joined_bytes
 from manallm_proxy.openai.json_object import (
     DecodeErrors,
@@ -42,18 +47,19 @@ from manallm_proxy.openai.sliced_writer import encoded_pieces
 LEAST: Final = sliced.LARGE_BYTES
 """Min bytes of a request in which texts get stand-ins."""
 _HEAD: Final = 256
-"""Max bytes that a stand-in and its text have in common."""
+"""Max bytes that a stand-in and its text have in common; of a data URI, those after its comma. A multiple of four."""
 _TEXTS: Final = frozenset(
     {b"text", b"content", b"output", b"instructions", b"system", b"prompt", b"arguments", b"thinking"}
     | {b"reasoning", b"reasoning_content", b"refusal"}
 )
 """The members that hold texts."""
+_BASE64: Final = frozenset({b"data", b"file_data", b"image_url", b"result", b"url"})
+"""Those that hold base64 or a data URI. Anything else in them is decoded: a mistake is then found as in any request."""
 _READ: Final = frozenset(
-    {b"data", b"encrypted_content", b"file_data", b"image_url", b"manallm_carried", b"result", b"signature", b"url"}
+    {b"encrypted_content", b"manallm_carried", b"signature", b"thought_signature"}
     | {b"call_id", b"id", b"tool_call_id", b"tool_use_id", b"file_id", b"previous_response_id", b"user", b"user_id"}
     | {b"filename", b"format", b"model", b"name", b"namespace", b"role", b"status", b"tool_name", b"type", b"effort"}
     | {b"prompt_cache_key", b"safety_identifier", b"service_tier", b"truncation", b"verbosity", b"media_type"}
-    | {b"thought_signature"}
 )
 """Those that are read, compared or looked up, and so have to be decoded. All others are a tool's arguments."""
 _OTHERS: Final = 64 * 1024
@@ -62,6 +68,8 @@ _IMAGE: Final = b"![image]("
 """Where a text may hold an image that is cut out, see `assistant_message.without_image_links`."""
 _NOWHERE: Final[Mapping[str, Span]] = MappingProxyType({})
 _TAIL: Final = re.compile(rb':(\d+)(\\*)"')
+_BASE64_TAIL: Final = re.compile(rb"\d{9}")
+"""With the word a multiple of four characters."""
 _ESCAPES: Final = {1: 0, 3: 1, 7: 2, 15: 3}
 """How often a text is escaped once more, by the backslashes before the quotes of its stand-in."""
 
@@ -76,7 +84,8 @@ class _Text:
 
     start: int
     end: int
-    halved: bool
+    halved: bool = False
+    is_base64: bool = False
 
 
 @define(eq=False)
@@ -108,7 +117,7 @@ class StandIns:
         rest, at, growing = memoryview(self._body), 0, Growing()
         for n, text in enumerate(self._texts):
             growing.add(rest[at : text.start])
-            growing.add(b'~\\"%b:%d\\"' % (self._word.encode(), n))
+            growing.add((b"%b%09d" if text.is_base64 else b'~\\"%b:%d\\"') % (self._word.encode(), n))
             at = text.end
         growing.add(rest[at:])
         return growing.take()
@@ -136,7 +145,11 @@ class StandIns:
     def _places(self, data: bytes) -> Iterator[tuple[int, int, _Text, int]]:
         """Start and end of each stand-in, its text, and how often that is to be escaped once more."""
         for place in positions(data, self._word.encode()):
-            tail = _TAIL.match(data, place + len(self._word))
+            after = place + len(self._word)
+            if (number := _BASE64_TAIL.match(data, after)) is not None:
+                yield place, number.end(), self._texts[int(number[0])], 0
+                continue
+            tail = _TAIL.match(data, after)
             before = data[max(place - 2 - max(_ESCAPES), 0) : place]
             slashes = len(tail[2]) if tail is not None else 0
             if tail is None or slashes not in _ESCAPES or not before.endswith(b"~" + b"\\" * slashes + b'"'):
@@ -179,22 +192,23 @@ def read_texts(
     if len(body) <= LEAST:
         return decoded(body), _NONE
     ranges = [spans[key] for key in keys if key in spans] if spans else [(0, len(body))]
-    texts = [
-        _text(body, each) for span in sorted(ranges) for each in long_strings(body, *span) if _is_carried(body, each)
-    ]
+    strings = (each for span in sorted(ranges) for each in long_strings(body, *span))
+    texts = [text for each in strings if (text := _carried(body, each)) is not None]
     if not texts:
         return decoded(body), _NONE
-    found = StandIns(body, texts, f"manallm-{secrets.token_hex(16)}")
+    found = StandIns(body, texts, f"manallm{secrets.token_hex(16)}")
     return decoded(found.shortened()), found
 
 
-def _is_carried(body: bytes, string: LongString) -> bool:
+def _carried(body: bytes, string: LongString) -> _Text | None:
+    """What gets a stand-in of `string`; None if it is decoded."""
+    if string.key in _BASE64:
+        start = 1 + body.find(b",", string.start, string.start + _HEAD) or string.start
+        return _Text(start + _HEAD, string.end, is_base64=True) if first_bytes(body, start, string.end) else None
     if string.key not in _TEXTS and (string.key in _READ or string.end - string.start < _OTHERS):
-        return False
-    return not contains(body, _IMAGE, string.start, string.end)
-
-
-def _text(body: bytes, string: LongString) -> _Text:
+        return None
+    if contains(body, _IMAGE, string.start, string.end):
+        return None
     start = sliced.safe_cut(body, string.start, min(string.start + _HEAD, string.end), string.end)
     return _Text(start, string.end, _is_halved(body, start, string.end))
 
