@@ -80,7 +80,8 @@ def gemini_events(count: int) -> list[bytes]:
     def event(text: str, **more: object) -> bytes:
         candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0, **more}
         counted = {"promptTokenCount": 12, "candidatesTokenCount": count, "totalTokenCount": 12 + count}
-        return sse.event(json.dumps({"candidates": [candidate], "usageMetadata": counted}).encode())
+        data = json.dumps({"candidates": [candidate], "usageMetadata": counted, "modelVersion": "m"})
+        return b"data: %b\r\n\r\n" % data.encode()  # its lines end so
 
     words = [event(f"word {number} of the answer") for number in range(count)]
     return [*words, event("", finishReason="STOP")]
