@@ -451,6 +451,25 @@ async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path) -> N
                         assert taken.mib <= 3 * len(body) / MIB + 32, (door, name, len(turns))
 
 
+async def test_the_memory_of_one_request_that_is_stored(tmp_path: Path) -> None:
+    """The same, where another provider would take it as it is: instructions, which are repeated, and a picture."""
+    text = "iVBORw0KGgoA" + "A" * 20 * MIB
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{text}"}
+    hi = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    async with upstream(each(ollama_server)) as box:
+        providers = {
+            "l": {"kind": "ollama", "base_url": box.url},
+            "native": openai(box.url, speaks=["responses"]),
+        }
+        async with process(settings(providers), tmp_path) as running:
+            port = int(running.url.rpartition(":")[2])
+            for more in ({"input": [hi], "instructions": text}, {"input": [{"role": "user", "content": [picture]}]}):
+                body = json.dumps({"model": "l/m", **more}).encode()
+                with peak(running.pid) as taken:
+                    assert (await raw_post(port, "/v1/responses", body)).startswith(b"HTTP/1.1 200")
+                assert taken.mib <= 3 * len(body) / MIB + 32, [*more]
+
+
 async def test_the_memory_of_an_answer_that_is_told_again(tmp_path: Path) -> None:
     """Through Responses, whose last events repeat all texts: each is made once the one before it has left."""
     size, piece = 16 * MIB, 16 * 1024

@@ -508,3 +508,7 @@ async def test_a_long_request_is_not_held_decoded() -> None:
     for _ in range(2):
         assert json.loads(call.translated().body)["messages"] == asked["input"]
         assert call.native.asked._decoded is None
+    chat = call.translated(for_all=True)
+    assert json.loads(chat.body)["messages"] == asked["input"]
+    assert chat.native is None
+    assert not call.native.asked.body

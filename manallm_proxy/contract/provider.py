@@ -144,11 +144,12 @@ class Call:
     response_fields: Mapping[str, bytes] = _NONE
     """Members of a relayed answer to replace, such as the id of a response: the new JSON, by name."""
 
-    def translated(self) -> Call:
-        """The call as a chat, with ``native`` kept; if it has no translation, one with ``refusal``."""
+    def translated(self, *, for_all: bool = False) -> Call:
+        """The call as a chat, with ``native`` kept unless it is `for_all` providers; if it has no translation, one with
+        ``refusal``."""
         assert self.native is not None
-        call = self.native.translate()
-        call.native, call.headers = self.native, self.headers
+        call = self.native.translate(for_all=for_all)
+        call.native, call.headers = None if for_all else self.native, self.headers
         call.is_large = call.is_large or self.is_large
         return call
 
@@ -224,8 +225,9 @@ class Native(Protocol):
     def write(self, provider: str) -> Call:
         """The call as the provider named `provider` gets it."""
 
-    def translate(self) -> Call:
-        """The call as all other providers get it, or why there is none. Raises InvalidRequest."""
+    def translate(self, *, for_all: bool) -> Call:
+        """The call as all other providers get it, or why there is none. `for_all`: none will get what `write` makes, so
+        that need not be possible any more. Raises InvalidRequest."""
 
 
 TryWrite = Callable[[StreamBatch | bytes], bool]

@@ -171,8 +171,8 @@ class Exchange:
         self._is_large = call.is_large = call.is_large or large
         self._summary = call.summary
         chain = chain_of(self.generation, call, self.caller, self.request.headers)
-        if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
-            call = await offload(call.is_large, call.translated)
+        if call.native is not None and False in (speak := self.generation.speaking(chain, call.native.dialect.path)):
+            call = await offload(call.is_large, call.translated, for_all=True not in speak)
         self._remarks = call.remarks
         if len(self.in_flight) > MANY:
             await asyncio.sleep(0)

@@ -272,10 +272,10 @@ class Generation:
             known = self._fingerprints[chain.alias] = fingerprint(chain, self.config)
         return known
 
-    def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
-        """Whether every provider of `chain` accepts `dialect`."""
+    def speaking(self, chain: Chain, dialect: str) -> set[bool]:
+        """Whether the providers of `chain` accept `dialect`: each of them, none, or some."""
         providers = self.config.providers
-        return not [entry for entry in chain.entries if dialect not in providers[entry.target.provider].speaks]
+        return {dialect in providers[entry.target.provider].speaks for entry in chain.entries}
 
     def supporting(self, chain: Chain, call: Call) -> Chain:
         """`chain` without the targets whose provider cannot take `call`, whatever the model.

@@ -63,7 +63,7 @@ class NativeForm:
             Call(self.dialect, self.summary, self.body, self.request_id, headers=self.headers, cuts_length=True)
         )
 
-    def translate(self) -> Call:
+    def translate(self, *, for_all: bool) -> Call:
         try:
             return self.to_chat()
         except Untranslatable as refusal:

@@ -107,14 +107,14 @@ class NativeForm:
         """Whether `provider` can read all items as they are."""
         return all(readable(item, provider) is item for item in self.items())
 
-    def translate(self) -> Call:
+    def translate(self, *, for_all: bool) -> Call:
         try:
             return self.to_chat(self)
         except Untranslatable as refusal:
             return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
         finally:
             if self.is_long:
-                self.forget(is_translated=False)
+                self.forget(is_translated=for_all)
 
     def _before(self, provider: str) -> list[Fields]:
         """Items of earlier responses, as far as `provider` can read them."""
