@@ -33,16 +33,16 @@ WIRES: dict[str, Callable[[Call], bytes]] = {
 }
 GRIN = "\U0001f600"
 TEXTS = {
-    "plain": "x" * 9000,
-    "quotes": 'He said "\\no\\" \n' * 900,
-    "backslashes": "\\" * 9000 + "x",
-    "emoji": GRIN * 3000,
-    "at each place": "ab" + (GRIN + '\\"\n') * 2000,
-    "an object": json.dumps({"text": 'a "b"\n' * 2000, GRIN: 1}),
-    "no object": "  {" + "x" * 9000,
-    "an image": "![image](data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB) " + "x" * 9000,
-    "keys": '{"text": "text": "' * 900,
-    "odd": "\0\x01\x7f\u2028\ufffe" * 2000,
+    "plain": "x" * 5000,
+    "quotes": 'He said "\\no\\" \n' * 300,
+    "backslashes": "\\" * 5000 + "x",
+    "emoji": GRIN * 1500,
+    "at each place": "ab" + (GRIN + '\\"\n') * 600,
+    "an object": json.dumps({"text": 'a "b"\n' * 900, GRIN: 1}),
+    "no object": "  {" + "x" * 5000,
+    "an image": "![image](data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB) " + "x" * 5000,
+    "keys": '{"text": "text": "' * 300,
+    "odd": "\0\x01\x7f\u2028\ufffe" * 1000,
 }
 SIGNED = {"google": {"thought_signature": "QUJD" * 2000}}
 HALVED = '"' + "\\ud83d x \\ude00 \\ud83d\\ude00" * 500 + '"'
