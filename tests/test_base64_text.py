@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import tracemalloc
 
 import pytest
 from hypothesis import example, given
@@ -19,19 +20,22 @@ ODD = st.text("QUJD+/=-_ \n\u00e9", max_size=40)
 
 @given(TEXTS | ODD | st.tuples(TEXTS, TEXTS).map("".join))
 @example("QUJD=")
+@example("QUJD====")
 def test_in_slices_as_in_one_go(text: str) -> None:
     """Padding is at the end alone and makes four characters whole, and each slice is looked at."""
     try:
         wanted = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         wanted = b""
-    wanted = b"" if len(text) % 4 else wanted
+    wanted = b"" if len(text) % 4 or text.endswith("===") else wanted
     with pytest.MonkeyPatch.context() as patch:
         for size in (4, 8, 1024):
             patch.setattr(base64_text, "_SLICE", size)
             found = base64_text.first_bytes(text)
             assert bool(found) is bool(wanted)
             assert wanted.startswith(found)
+            body = b'{"data": "%b"}' % text.encode()
+            assert base64_text.first_bytes(body, 10, len(body) - 2) == found
 
 
 def test_no_call_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +69,27 @@ def test_a_picture_is_not_copied() -> None:
             read_content([{"type": "input_image", "image_url": Whole(uri)}], "input[0].content")
 
 
+@pytest.mark.parametrize("piece", ["QU_D", "QUJD\n", "QUJDQ", "QUJD*"])
+def test_no_copy_is_held_of_what_is_not_plain(piece: str) -> None:
+    """In the other alphabet, in lines, not padded, or none at all."""
+    text = piece * 2**20
+    tracemalloc.start()
+    try:
+        base64_text.is_base64(text)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**21
+
+
 @given(TEXTS | ODD, ODD, st.booleans())
+@example(text="QUJD=", before="", in_lines=False)
 def test_from_anywhere(text: str, before: str, in_lines: bool) -> None:
-    """What stands before is not looked at."""
-    text = "\r\n".join(text) if in_lines else text
+    """What stands before is not looked at, nor are ends of lines."""
+    text = "\r\n".join(text) + "\n" * 20 if in_lines else text
     with pytest.MonkeyPatch.context() as patch:
-        wanted = base64_text.is_base64(text)
+        wanted = bool(base64_text.first_bytes(base64_text.plain(text.replace("\r", "").replace("\n", ""))))
+        assert base64_text.is_base64(text) is wanted
         patch.setattr(base64_text, "_SLICE", 8)
         assert base64_text.is_base64(before + text, len(before)) is wanted
 
@@ -82,7 +101,11 @@ def test_any_form_of_it() -> None:
         "/+8=": True,
         "QU\r\nJD": True,
         "QQ": True,
+        "QQ==\n": True,
+        "Q\nQ==": True,
+        "QQ\n==QUJD": False,
         "Q": False,
+        "QUJD=": False,
         "": False,
         "é": False,
     }.items():
