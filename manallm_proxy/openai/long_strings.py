@@ -9,9 +9,7 @@ from typing import Final, NamedTuple
 from manallm_proxy.openai.sliced import end_of_string, is_escaped
 
 LEAST: Final = 4096
-"""Min bytes of a long string."""
-_BLOCK: Final = LEAST // 2
-"""Bytes that are looked at together: a long string has a whole block of them."""
+"""Min bytes of a long string, unless others are asked for."""
 _KEY: Final = re.compile(rb'"([A-Za-z_][A-Za-z0-9_]*)"\s*:\s*"$')
 """What stands before a member's string. Where JSON is valid, it stands nowhere else: within a string the quotes were
 escaped, and between two strings there is no word alone."""
@@ -27,19 +25,21 @@ class LongString(NamedTuple):
     end: int
 
 
-def long_strings(text: bytes, start: int, end: int) -> Iterator[LongString]:
-    """Those between `start` and `end` that are members of objects. `text` must be valid JSON."""
+def long_strings(text: bytes, start: int, end: int, least: int = LEAST) -> Iterator[LongString]:
+    """Those between `start` and `end` that are members of objects, of at least `least` bytes. `text` must be valid
+    JSON."""
+    block = least // 2  # bytes that are looked at together: a long string has a whole block of them
     at = start
-    while at + _BLOCK <= end:
-        if _has_quote(text, at, at + _BLOCK):
-            at += _BLOCK
+    while at + block <= end:
+        if _has_quote(text, at, at + block):
+            at += block
             continue
-        string = _around(text, max(at - _BLOCK - 1, start), at, end)
+        string = _around(text, max(at - block - 1, start), at, end)
         if string is None:
-            while at + _BLOCK <= end and not _has_quote(text, at, at + _BLOCK):
-                at += _BLOCK
+            while at + block <= end and not _has_quote(text, at, at + block):
+                at += block
             continue
-        if string.end - string.start >= LEAST:
+        if string.end - string.start >= least:
             yield string
         at = string.end + 1
 

@@ -40,14 +40,19 @@ from manallm_proxy.openai.json_object import (
     object_bytes,
     positions,
 )
+from manallm_proxy.openai.long_strings import LEAST as LONG
 from manallm_proxy.openai.long_strings import LongString, long_strings
 from manallm_proxy.openai.request_fields import Fields, decoded
 from manallm_proxy.openai.sliced_writer import encoded_pieces
 
 LEAST: Final = sliced.LARGE_BYTES
 """Min bytes of a request in which texts get stand-ins."""
-_HEAD: Final = 256
-"""Max bytes that a stand-in and its text have in common; of a data URI, those after its comma. A multiple of four."""
+_HEAD: Final = 64
+"""Max bytes that a stand-in and its text have in common."""
+_BASE64_HEAD: Final = 256
+"""The same of base64, in a data URI after its comma. A multiple of four."""
+_WIDE: Final = 512
+"""Min bytes of a text that gets a stand-in where others may have characters for which Python holds four bytes."""
 _TEXTS: Final = frozenset(
     {b"text", b"content", b"output", b"instructions", b"system", b"prompt", b"arguments", b"thinking"}
     | {b"reasoning", b"reasoning_content", b"refusal"}
@@ -192,7 +197,8 @@ def read_texts(
     if len(body) <= LEAST:
         return decoded(body), _NONE
     ranges = [spans[key] for key in keys if key in spans] if spans else [(0, len(body))]
-    strings = (each for span in sorted(ranges) for each in long_strings(body, *span))
+    least = LONG if body.isascii() and not contains(body, b"\\u") else _WIDE
+    strings = (each for span in sorted(ranges) for each in long_strings(body, *span, least))
     texts = [text for each in strings if (text := _carried(body, each)) is not None]
     if not texts:
         return decoded(body), _NONE
@@ -203,8 +209,10 @@ def read_texts(
 def _carried(body: bytes, string: LongString) -> _Text | None:
     """What gets a stand-in of `string`; None if it is decoded."""
     if string.key in _BASE64:
-        start = 1 + body.find(b",", string.start, string.start + _HEAD) or string.start
-        return _Text(start + _HEAD, string.end, is_base64=True) if first_bytes(body, start, string.end) else None
+        start = 1 + body.find(b",", string.start, string.start + _BASE64_HEAD) or string.start
+        end = start + _BASE64_HEAD
+        is_one = end < string.end and first_bytes(body, start, string.end)
+        return _Text(end, string.end, is_base64=True) if is_one else None
     if string.key not in _TEXTS and (string.key in _READ or string.end - string.start < _OTHERS):
         return None
     if contains(body, _IMAGE, string.start, string.end):
