@@ -44,4 +44,4 @@ def by_libyaml() -> Iterator[None]:
     try:
         yield
     finally:
-        yaml_file._Loader = ours  # type: ignore[misc]
+        yaml_file._Loader = ours  # type: ignore[misc]  # as it was

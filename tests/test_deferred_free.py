@@ -215,7 +215,7 @@ def test_long_bytes_and_texts_are_given_back_before_they_are_freed(monkeypatch: 
     size = 2 * deferred_free._LONG
     ours, odd = b"x" * size, ["é" * size, "€" * size, bytearray(size), b"x" * 1000, "x" * 1000, size]
     things = [bytes(bytearray(size)), {"a": ["y" * size, ours], "b": odd}]
-    places = {id(things[0]), id(things[1]["a"][0])}  # type: ignore[index]
+    places = {id(things[0]), id(things[1]["a"][0])}  # type: ignore[index]  # things of two kinds
     free_in_pieces(things)
     assert len(given) == 2
     for pages in given:

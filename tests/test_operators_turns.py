@@ -1,4 +1,6 @@
-"""What an operator asks for, of a thousand aliases: made a few rows in each turn of the loop, and written in a thread.
+"""What an operator asks for, of a thousand aliases: made a few rows in each turn of the loop.
+
+That they are written in a thread: tests/test_written_in_threads.py.
 
 The loop was held for 17 ms by the status page, 13 by ``/v1/requests``, 12 by ``/metrics`` and 5 by ``/v1/aliases``.
 """
@@ -6,7 +8,6 @@ The loop was held for 17 ms by the status page, 13 by ``/v1/requests``, 12 by ``
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.gateway import explain, operators, render, reports, status_page
+from manallm_proxy.gateway import explain, render, reports
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.openai.large import LARGE_BYTES, collector
 from manallm_proxy.process import gauges
@@ -68,27 +69,6 @@ async def test_few_rows_in_each_turn(
         assert making.result()
     assert done[0] >= 100
     assert max(after - before for before, after in pairwise(seen)) <= most
-
-
-@pytest.mark.parametrize(
-    ("path", "module", "name"),
-    [("/v1/requests", operators, "_selected"), ("/", status_page, "_with_data")],
-)
-async def test_written_in_a_thread(
-    path: str, module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    works, threads = getattr(module, name), set()
-
-    def written(*arguments: Any) -> Any:
-        threads.add(threading.current_thread())
-        return works(*arguments)
-
-    async with upstream(each(answers), ["m"]) as server, proxy(many(server.url), tmp_path) as p:
-        monkeypatch.setattr(module, name, written)
-        async with p.client.get(p.url + path, headers=HTML) as response:
-            assert response.status == 200
-    assert threads
-    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/requests", "/", "/v1/aliases"])

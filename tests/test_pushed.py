@@ -86,7 +86,7 @@ def asked(loop: asyncio.AbstractEventLoop) -> tuple[Connection, Response, Fed]:
     connection = Connection("gpu", Pool(), loop)
     side: Any = Side()
     connection.connection_made(side)
-    connection._parser = fed = Fed(connection._parser)  # type: ignore[assignment]
+    connection._parser = fed = Fed(connection._parser)  # type: ignore[assignment]  # has its methods
     return connection, connection.send(b"GET / HTTP/1.1\r\n\r\n", b""), fed
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.gateway import operators, status_page
 from manallm_proxy.observe import metrics, request_log
 from manallm_proxy.observe.metrics import Metrics
 from tests.figures import ENDED
@@ -18,7 +19,12 @@ from tests.upstreams import answers, each, upstream
 
 @pytest.mark.parametrize(
     ("path", "module", "name"),
-    [("/metrics", metrics, "render"), ("/v1/requests", request_log, "_whole")],
+    [
+        ("/metrics", metrics, "render"),
+        ("/v1/requests", request_log, "_whole"),
+        ("/v1/requests", operators, "_selected"),
+        ("/", status_page, "_with_data"),
+    ],
 )
 async def test_beside_the_loop(
     path: str, module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -34,7 +40,7 @@ async def test_beside_the_loop(
         async with proxy(settings({"gpu": {"kind": "openai", "base_url": server.url}}), tmp_path) as p:
             assert (await p.chat())[0] == 200
             monkeypatch.setattr(module, name, written)
-            async with p.client.get(p.url + path) as response:
+            async with p.client.get(p.url + path, headers={"Accept": "text/html"}) as response:
                 assert response.status == 200
     assert threads
     assert threading.main_thread() not in threads
