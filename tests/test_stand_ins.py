@@ -40,6 +40,7 @@ TEXTS = {
     "shorter": "word " * 150 + GRIN,
     "at each place": "ab" + (GRIN + '\\"\n') * 600,
     "an object": json.dumps({"text": 'a "b"\n' * 900, GRIN: 1}),
+    "an object after blanks": "\n" * 70 + json.dumps({"text": "a" * 5000}),
     "no object": "  {" + "x" * 5000,
     "an image": "![image](data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB) " + "x" * 5000,
     "keys": '{"text": "text": "' * 300,
@@ -194,6 +195,26 @@ async def test_a_request_is_translated_as_if_its_texts_were_decoded(row: str, al
                 found.append([json.loads(each) for each in rows])
                 assert not carried or all(b"manallm" not in each for each in rows)
             assert found[0] == found[1], (name, escaped)
+
+
+ESCAPES = {  # what of which text is written how, through which door
+    "ollama, with thinking": ("plain", "thinking", ("think\\u0069ng",)),
+    "ollama": ("an image", "![image](", ("\\u0021[image](", "!\\u005Bimage](", "![image]\\u0028")),
+    "messages": ("an image", "![image](", ("![\\u0069mage](", "!\\u005bima\\u0067e](", "![image\\u005d(")),
+}
+
+
+@pytest.mark.parametrize("row", ESCAPES)
+async def test_names_and_images_are_known_by_their_escapes_too(row: str, always: Callable[[bool], None]) -> None:
+    """A client may write any character of a name or a text as an escape."""
+    door, make = DOORS[row]
+    text, plain, forms = ESCAPES[row]
+    for escaped in forms:
+        body = json.dumps({"model": "m", **make(TEXTS[text])}).replace(plain, escaped).encode()
+        always(False)
+        wanted = await outcomes(door, body)
+        always(True)
+        assert await outcomes(door, body) == wanted, escaped
 
 
 def chat_picture(uri: str, data: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from manallm_proxy.openai.json_object import (
     decode_leniently,
     encode,
     encode_whole,
+    holds,
     object_bytes,
     positions,
 )
@@ -71,6 +72,8 @@ _OTHERS: Final = 64 * 1024
 """Min bytes of other members that get stand-ins."""
 _IMAGE: Final = b"![image]("
 """Where a text may hold an image that is cut out, see `assistant_message.without_image_links`."""
+_IMAGE_ESCAPED: Final = re.compile(rb"\\u00(?:21|28|5[bBdD]|6[1579dD])")
+"""A character of that which is written as an escape, as no usual client does."""
 _NOWHERE: Final[Mapping[str, Span]] = MappingProxyType({})
 _TAIL: Final = re.compile(rb':(\d+)(\\*)"')
 _BASE64_TAIL: Final = re.compile(rb"\d{9}")
@@ -115,7 +118,10 @@ class StandIns:
         """As `json_object.object_bytes` for the text itself that `text` may stand for."""
         if not self._texts or self._word not in text:
             return object_bytes(text)
-        return checked_object(joined_bytes(self._utf8(text))) if text.lstrip(" \t\r\n").startswith("{") else None
+        begin = text.lstrip(" \t\r\n")
+        if not begin.startswith(("{", f'~"{self._word}')):  # all that is before the stand-in may be blank
+            return None
+        return checked_object(joined_bytes(self._utf8(text)))
 
     def shortened(self) -> bytes:
         """The request as it is decoded."""
@@ -215,10 +221,16 @@ def _carried(body: bytes, string: LongString) -> _Text | None:
         return _Text(end, string.end, is_base64=True) if is_one else None
     if string.key not in _TEXTS and (string.key in _READ or string.end - string.start < _OTHERS):
         return None
-    if contains(body, _IMAGE, string.start, string.end):
+    if _may_hold_image(body, string.start, string.end):
         return None
     start = sliced.safe_cut(body, string.start, min(string.start + _HEAD, string.end), string.end)
     return _Text(start, string.end, _is_halved(body, start, string.end))
+
+
+def _may_hold_image(body: bytes, start: int, end: int) -> bool:
+    if contains(body, _IMAGE, start, end):
+        return True
+    return contains(body, b"\\u00", start, end) and holds(memoryview(body)[start:end], _IMAGE_ESCAPED)
 
 
 def _is_halved(body: bytes, start: int, end: int) -> bool:

@@ -31,17 +31,23 @@ class OllamaChatDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
-        keys = () if contains(body, _THOUGHT) else ("messages",)
-        asked, texts = read_object_texts(body, *keys)
+        return self._read(body, client, is_carried=not contains(body, _THOUGHT))
+
+    def _read(self, body: bytes, client: Client, *, is_carried: bool) -> tuple[Call, ChatReply]:
+        """`is_carried`: long texts are (`stand_ins`), unless there are thoughts after all, named with escapes."""
+        asked, texts = read_object_texts(body, *(("messages",) if is_carried else ()))
         model = optional(asked, "model", str) or ""
         messages = optional(asked, "messages", list) or []
         settings = read_settings(asked)
         fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
+        thoughts = _reasoning_for_ollama(fields)
+        if thoughts and is_carried:
+            return self._read(body, client, is_carried=False)
         call = door_call(
             Endpoint.CHAT,
             asked,
             fields,
-            settings.ollama | _reasoning_for_ollama(fields),
+            settings.ollama | thoughts,
             client,
             large=is_large(body),
             encode_large=texts.encode_whole,
