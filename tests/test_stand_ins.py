@@ -17,6 +17,7 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.doors.responses import items, request
 from manallm_proxy.openai import joined, large, stand_ins
 from manallm_proxy.openai.long_strings import LongString, long_strings
 from manallm_proxy.openai.request import read_summary
@@ -163,6 +164,7 @@ async def read(door: str, body: bytes) -> tuple[Call, Any]:
     return OllamaChatDoor().read(body, client)
 
 
+SAID = {"role": "user", "content": [{"type": "input_text", "text": "x" * 5000}]}
 DOORS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "chat": ("chat", chat),
     "messages": ("messages", messages),
@@ -195,6 +197,31 @@ async def test_a_request_is_translated_as_if_its_texts_were_decoded(row: str, al
                 found.append([json.loads(each) for each in rows])
                 assert not carried or all(b"manallm" not in each for each in rows)
             assert found[0] == found[1], (name, escaped)
+
+
+async def test_two_providers_of_the_same_api_may_be_written_to_at_once(
+    always: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hedge does, each in a thread: what one has decoded is not written with the stand-ins of the other."""
+    always(True)
+    body = json.dumps({"model": "m", "store": True, "input": [{"type": "reasoning", "id": "rs", "summary": []}, SAID]})
+    client = Client("r", None, dialects=frozenset({Endpoint.RESPONSES.path}))
+    reading = Opened().door.read(body.encode(), client)
+    assert not isinstance(reading, tuple)
+    native = (await reading)[0].native
+    assert native is not None
+    written = [native.write("a").body]
+
+    def input_items(given: object) -> list[dict[str, Any]]:
+        monkeypatch.setattr(request, "input_items", items.input_items)  # once
+        written.append(native.write("b").body)
+        return items.input_items(given)
+
+    native.forget(is_translated=False)  # type: ignore[attr-defined]
+    monkeypatch.setattr(request, "input_items", input_items)
+    written.append(native.write("a").body)
+    assert len(written) == 3
+    assert [json.loads(each)["input"] for each in written] == [[SAID]] * 3
 
 
 ESCAPES = {  # what of which text is written how, through which door

@@ -78,8 +78,10 @@ class NativeForm:
             values[_PREVIOUS] = b"null"
         before = self._before(provider) if self.history else []
         if before or self.resolved is not None or not (asked.is_plain or self._is_for(provider)):
-            own = [each for item in self.items() if (each := readable(item, provider)) is not None]
-            write = asked.encode_whole if self.is_long else encode
+            _, items, texts = asked.decoded()
+            items = items if self.resolved is None else self.resolved
+            own = [each for item in items if (each := readable(item, provider)) is not None]
+            write = texts.encode_whole if self.is_long else encode
             values["input"] = write([*before, *own])
         if (
             asked.stores

@@ -18,7 +18,6 @@ from manallm_proxy.doors.responses.items import input_items
 from manallm_proxy.doors.responses.plain_request import plain_request
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
-from manallm_proxy.openai.json_object import encode_whole
 from manallm_proxy.openai.request import has_image_parts, read_summary
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 from manallm_proxy.openai.stand_ins import StandIns, read_texts
@@ -84,28 +83,28 @@ class Asked:
     """The id of the response that this one continues."""
     is_plain: bool = False
     """See `plain_request`."""
-    _decoded: tuple[Fields, list[Fields]] | None = field(default=None, repr=False)
-    _texts: StandIns | None = field(default=None, repr=False)
-    """The stand-ins in what was decoded."""
+    _decoded: tuple[Fields, list[Fields], StandIns] | None = field(default=None, repr=False)
     chat: Fields = field(factory=dict, repr=False)
     """The chat's body, without messages, and ``tools``: set by `add_chat`."""
     tools: Tools = field(init=False, repr=False)
 
-    def decoded(self) -> tuple[Fields, list[Fields]]:
-        """The fields but for ``input``, and its items. A provider of this API may well need neither."""
-        if self._decoded is None:
-            fields, self._texts = read_texts(self.body, _TEXTS, self.summary.spans)
-            self._decoded = (fields, input_items(fields.pop("input")))
-        return self._decoded
+    def decoded(self) -> tuple[Fields, list[Fields], StandIns]:
+        """The fields but for ``input``, its items, and the stand-ins in both. A provider of this API may well need none
+        of them. Two threads may ask at the same time, for a hedged request: what each gets belongs together."""
+        decoded = self._decoded
+        if decoded is None:
+            fields, texts = read_texts(self.body, _TEXTS, self.summary.spans)
+            self._decoded = decoded = (fields, input_items(fields.pop("input")), texts)
+        return decoded
 
     @property
     def encode_whole(self) -> Callable[[Any], bytes]:
         """Writes what was decoded, in short calls."""
-        return encode_whole if self._texts is None else self._texts.encode_whole
+        return self.decoded()[2].encode_whole
 
     def forget(self) -> None:
         """Drops what was decoded: what is asked for again is decoded again."""
-        self._decoded = self._texts = None
+        self._decoded = None
 
     def fields(self) -> Fields:
         """All but ``input``, decoded."""
@@ -145,7 +144,7 @@ def read_request(body: bytes) -> Asked:
     )
     items = input_items(fields.pop("input"))
     stores, previous = fields.get("store") is not False, fields.get("previous_response_id") or None
-    return Asked(body, summary, include, stores, previous, decoded=(fields, items), texts=texts)
+    return Asked(body, summary, include, stores, previous, decoded=(fields, items, texts))
 
 
 def add_chat(asked: Asked) -> None:
