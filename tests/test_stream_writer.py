@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
+import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from manallm_proxy.contract.answers import Delta, StreamBatch
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.responses import reply as responses
+from manallm_proxy.doors.responses.answer import AnswerItems
+from manallm_proxy.doors.responses.reply import ResponsesReply
+from manallm_proxy.doors.responses.shell import Shell
+from manallm_proxy.doors.responses.tool_names import Tool
+from manallm_proxy.gateway.client_stream import ClientStream
+from manallm_proxy.gateway.flight_producer import FlightProducer, _Beat, _Sink
 from manallm_proxy.http_server.stream_writer import PART_BYTES, StreamTiming, StreamWriter
+from manallm_proxy.openai.sliced_writer import encoded_pieces
+from manallm_proxy.routing.relay import Sink
+from manallm_proxy.state.flights import Flight, Form
 
 
 class Pipe:
@@ -95,3 +112,39 @@ async def test_a_heartbeat_that_is_due_as_the_stream_ends_is_not_sent() -> None:
     writer.close()
     assert pipe.written.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert b"keep-alive" not in pipe.written.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_no_heartbeat_is_made_beside_what_a_thread_makes(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Responses it has a number: it had one that was given away, or one that came too early."""
+    loop, pipe, flight = asyncio.get_running_loop(), Pipe(), Flight(Form(stream=True))
+    reply = ResponsesReply(Shell("resp_1", dict, "m"), partial(AnswerItems, lambda prefix: f"{prefix}_1", Tool))
+    request = make_mocked_request("POST", "/", transport=pipe)
+    request.writer.output_size = 0
+    writer = StreamWriter(request, {}, StreamTiming(heartbeat=1e-9, write_timeout=60, write_rate=1), reply.heartbeat)
+    beat, nobody = _Beat(flight, reply, 1e-9), cast(Any, None)  # none of whom is asked
+    sink: Sink = ClientStream(reply, writer, nobody)
+    if shared:
+        sink = _Sink(FlightProducer(nobody, b"", reply, nobody, nobody), flight, nobody, beat)
+        beat.start()
+
+    async def turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def pieces(value: Any, write: Callable[[Any], bytes]) -> Iterator[bytes | memoryview]:
+        asyncio.run_coroutine_threadsafe(turns(), loop).result(20)
+        return encoded_pieces(value, write)
+
+    monkeypatch.setattr(responses, "encoded_pieces", pieces)
+    reply.start(Target("gpu", "m"))
+    await sink.send(StreamBatch(deltas=(Delta(content="Hello"),), has_content=True))
+    await sink.send(StreamBatch(deltas=(Delta(reasoning="Hm"),), is_large=True))
+    await turns()  # in which one may come
+    writer.close()
+    beat.stop()
+    told = flight.held() or body_of(pipe.written)
+    rows = [json.loads(line[6:]) for line in told.split(b"\n") if line.startswith(b"data: ")]
+    assert [row["sequence_number"] for row in rows] == list(range(len(rows)))
+    kinds = [row["type"] for row in rows]
+    assert "response.in_progress" in kinds[kinds.index("response.reasoning_summary_text.delta") :]

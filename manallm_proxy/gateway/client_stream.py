@@ -38,7 +38,11 @@ class ClientStream:
             except TakesLong:
                 batch.is_large = True
         if batch.is_large:
-            await self._send_large(batch)
+            self.writer.holds_heartbeats = True
+            try:
+                await self._send_large(batch)
+            finally:
+                self.writer.holds_heartbeats = False
             return
         if batch.done and batch.error is None and len(events) <= LAST_BYTES:
             self._last = events

@@ -56,7 +56,7 @@ class FlightProducer:
             flight.entry = attempt.entry
             self.reply.start(attempt.entry.target)
             stream = attempt.value.stream
-            carrier, sink = Relay(attempt), _Sink(self, flight, stream)
+            carrier, sink = Relay(attempt), _Sink(self, flight, stream, beat)
             beat.start()
             try:
                 await carrier.run(sink)
@@ -95,10 +95,15 @@ class _Sink:
     producer: FlightProducer
     flight: Flight
     stream: Stream
+    beat: _Beat
     error: bytes = field(default=b"", repr=False)
 
     async def send(self, batch: StreamBatch) -> None:
-        self.flight.put(await events_of(self.producer.reply, batch))
+        self.beat.is_held = True
+        try:
+            self.flight.put(await events_of(self.producer.reply, batch))
+        finally:
+            self.beat.is_held = False
         await self.flight.room()
 
     def try_write(self, batch: StreamBatch | bytes) -> bool:
@@ -111,9 +116,11 @@ class _Sink:
         return True
 
     async def finish(self) -> None:
+        self.beat.stop()
         await self.producer.end(self.flight, self.stream)
 
     async def fail(self, error: ProxyError) -> None:
+        self.beat.stop()
         reply = self.producer.reply
         self.error = await offload(reply.ends_long, reply.error, error)
 
@@ -125,6 +132,8 @@ class _Beat:
     flight: Flight
     reply: Reply = field(repr=False)
     interval: float
+    is_held: bool = False
+    """None is made: the reply makes other events, perhaps in a thread."""
     _timer: asyncio.TimerHandle | None = None
     _seen: int = 0
 
@@ -138,7 +147,7 @@ class _Beat:
             self._timer = asyncio.get_running_loop().call_later(self.interval, self._check)
 
     def _check(self) -> None:
-        if self.flight.part_count == self._seen:
+        if self.flight.part_count == self._seen and not self.is_held:
             self.flight.put(self.reply.heartbeat())
         self.start()
 

@@ -106,6 +106,8 @@ class StreamWriter:
     _timer: asyncio.TimerHandle | None = None
     _heartbeat_task: asyncio.Task[None] | None = None
     _closed: bool = False
+    holds_heartbeats: bool = False
+    """None is sent: in a thread, the events that come next are made by the reply that makes heartbeats."""
 
     @property
     def response(self) -> RawResponse | None:
@@ -244,6 +246,8 @@ class StreamWriter:
     async def _send_heartbeat(self) -> None:
         """Runs one loop iteration after it was due: the answer may have ended, or another write be pending."""
         if self._response is None or self._response.ended or self._writing is not None or self._unsent:
+            return
+        if self.holds_heartbeats:
             return
         with contextlib.suppress(ConnectionResetError):  # the relay will notice too
             await self.beat()
