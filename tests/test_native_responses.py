@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.numbering import shifted
+from manallm_proxy.doors.responses.reply import ResponsesReply
+from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import MemoryStore, Stored
+from manallm_proxy.doors.responses.tool_names import Tool
 from tests.native_servers import (
     ENCRYPTED,
     begin,
@@ -446,6 +453,27 @@ def test_only_an_events_own_number_is_changed() -> None:
         wanted = now % inside if b"%b" in now else now
         assert shifted(before, 3) == wanted
         assert shifted(before * 2, 3) == wanted * 2
+
+
+LAST: dict[str, list[bytes]] = {
+    "the number": [event("response.output_text.delta", sequence_number=2, delta="x")],
+    "a schema after it": [event("x", sequence_number=2, tool={"properties": {"sequence_number": {"type": "integer"}}})],
+    "another number after it": [event("x", sequence_number=2, item={"sequence_number": 99})],
+    "an event without one": [event("x", sequence_number=2), event("codex.rate_limits")],
+    "several": [event("x", sequence_number=2) + event("x", sequence_number=3) + event("codex.rate_limits")],
+}
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_a_heartbeat_is_counted_on_from_the_last_number(last: str) -> None:
+    """From no member of that name inside, and from none before it."""
+    reply = ResponsesReply(Shell("resp_1", dict, "m"), partial(AnswerItems, lambda prefix: f"{prefix}_1", Tool))
+    reply.start(Target("p", "m"))
+    written = [reply.events(StreamBatch(frames=frames)) for frames in LAST[last]] + [reply.heartbeat()]
+    rows = [json.loads(line[6:]) for line in b"".join(written).split(b"\n") if line.startswith(b"data: ")]
+    numbers = [row["sequence_number"] for row in rows if "sequence_number" in row]
+    assert rows[-1]["type"] == "response.in_progress"
+    assert numbers == list(range(len(numbers)))
 
 
 async def test_ollamas_own_is_asked_under_its_v1(tmp_path: Path) -> None:

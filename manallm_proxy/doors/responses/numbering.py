@@ -21,10 +21,11 @@ _OBJECT: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Deco
 
 
 def after(events: bytes, known: int) -> int:
-    """The sequence number after those of `events`; at least `known`."""
-    digits = events[events.rfind(KEY) + len(KEY) :].lstrip()[:10] if KEY in events else b""
-    number = _DIGITS.match(digits)
-    return max(known, int(number[0]) + 1) if number is not None else known
+    """The sequence number after that of the last of `events` that has one; at least `known`."""
+    for frame in reversed(sse.Decoder().feed(events)):
+        if (found := _members(frame)) is not None:
+            return max(known, found[1] + 1)
+    return known
 
 
 def shifted(events: bytes, by: int) -> bytes:
@@ -36,15 +37,22 @@ def _shifted(frame: sse.Frame, by: int) -> bytes:
     """An event that cannot be read, or whose data has several lines, stays as it is."""
     raw, data = frame.raw, frame.data or b""
     at = raw.rfind(data)
-    if KEY not in data or at < 0:
+    if at < 0 or (found := _members(frame)) is None:
         return raw
+    members, number = found
+    members["sequence_number"] = msgspec.Raw(b"%d" % (number + by))
+    new = encode(members) if len(data) <= LARGE_BYTES else encode_whole(members)
+    return raw[:at] + new + raw[at + len(data) :]
+
+
+def _members(frame: sse.Frame) -> tuple[dict[str, msgspec.Raw], int] | None:
+    """What an event says, and its number; None if it has none of its own."""
+    data = frame.data or b""
+    if KEY not in data:
+        return None
     try:
         members = _OBJECT.decode(data)
     except (msgspec.ValidationError, *DecodeErrors):
-        return raw
+        return None
     number = _DIGITS.fullmatch(bytes(members.get("sequence_number", msgspec.Raw(b""))))
-    if number is None:
-        return raw
-    members["sequence_number"] = msgspec.Raw(b"%d" % (int(number[0]) + by))
-    new = encode(members) if len(data) <= LARGE_BYTES else encode_whole(members)
-    return raw[:at] + new + raw[at + len(data) :]
+    return (members, int(number[0])) if number is not None else None

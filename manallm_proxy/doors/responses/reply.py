@@ -75,7 +75,7 @@ class ResponsesReply:
     _native: tuple[bytes, ...] = field(default=(), repr=False)
     """The items of its output so far."""
     _relayed: bytes = field(default=b"", repr=False)
-    """The latest relayed events."""
+    """The latest relayed events; of a provider that numbers its events, the latest with a number."""
     _heartbeats: int = 0
     """How many events of ours beside the first two took a number that a provider does not know of."""
     _failure: bytes = field(default=b"", repr=False)
@@ -175,7 +175,8 @@ class ResponsesReply:
                 self._keep_native(batch.response)
         frames = numbering.shifted(batch.frames, self._heartbeats) if self._heartbeats else batch.frames
         if self._begun:
-            self._relayed = frames or self._relayed
+            if numbering.KEY in frames or not self._relayed:
+                self._relayed = frames
             return frames
         begin = self._begin()
         self._relayed = frames or begin
