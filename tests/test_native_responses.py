@@ -476,6 +476,17 @@ def test_a_heartbeat_is_counted_on_from_the_last_number(last: str) -> None:
     assert numbers == list(range(len(numbers)))
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_provider_that_begins_with_fewer_events_is_counted_on_too(first: int) -> None:
+    """The first two are ours whatever it sends: its next one had the number of the second."""
+    reply = ResponsesReply(Shell("resp_1", dict, "m"), partial(AnswerItems, lambda prefix: f"{prefix}_1", Tool))
+    reply.start(Target("p", "m"))
+    written = reply.heartbeat() + reply.heartbeat()
+    for number in (first, first + 1):
+        written += reply.events(StreamBatch(frames=event("x", sequence_number=number))) + reply.heartbeat()
+    assert [row["type"] for row in parsed(written)].count("response.in_progress") == 4
+
+
 async def test_ollamas_own_is_asked_under_its_v1(tmp_path: Path) -> None:
     """While its chats go to its native API."""
     async with upstream(each(speaks_responses)) as up:

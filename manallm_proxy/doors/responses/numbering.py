@@ -1,7 +1,8 @@
 """The ``sequence_number`` of events that a provider wrote itself.
 
-A heartbeat of ours among them takes a number, as all events do; so those after it are counted on from there. Else two
-events had the same one, and a client that takes a number that it has seen for a repetition would lose the provider's.
+The first two events are ours, and so are heartbeats among the provider's. Each takes a number, so what comes after it
+is counted on from there, also where the provider has begun with fewer events. Else two had the same one, and a client
+that takes a number that it has seen for a repetition would lose the provider's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from manallm_proxy.openai.large import LARGE_BYTES
 KEY: Final = b'"sequence_number":'
 _DIGITS: Final = re.compile(rb"\d{1,10}")
 _OBJECT: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def first(events: bytes) -> int | None:
+    """The first sequence number in `events`."""
+    frames = sse.Decoder().feed(events) if KEY in events else ()
+    return next((found[1] for frame in frames if (found := _members(frame)) is not None), None)
 
 
 def after(events: bytes, known: int) -> int:

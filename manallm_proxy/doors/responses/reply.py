@@ -76,8 +76,8 @@ class ResponsesReply:
     """The items of its output so far."""
     _relayed: bytes = field(default=b"", repr=False)
     """The latest relayed events; of a provider that numbers its events, the latest with a number."""
-    _heartbeats: int = 0
-    """How many events of ours beside the first two took a number that a provider does not know of."""
+    _shift: int | None = None
+    """By how much a provider's own numbers are raised, since events of ours took some; None before its first one."""
     _failure: bytes = field(default=b"", repr=False)
     """The end of a stream that broke: the same for all clients of a shared one."""
 
@@ -173,14 +173,14 @@ class ResponsesReply:
             self._native += batch.items
             if batch.done and batch.response:
                 self._keep_native(batch.response)
-        frames = numbering.shifted(batch.frames, self._heartbeats) if self._heartbeats else batch.frames
-        if self._begun:
-            if numbering.KEY in frames or not self._relayed:
-                self._relayed = frames
-            return frames
-        begin = self._begin()
-        self._relayed = frames or begin
-        return begin + frames
+        begin, frames = self._begin(), batch.frames
+        if self._shift is None and (first := numbering.first(frames)) is not None:
+            self._shift = max(0, self._sequence - first)
+        if self._shift:
+            frames = numbering.shifted(frames, self._shift)
+        if numbering.KEY in frames or not self._relayed:
+            self._relayed = frames or begin
+        return begin + frames if begin else frames
 
     def _keep_native(self, response: bytes) -> None:
         """Stores a provider's own response, unless it cannot be decoded, which then is left to the client."""
@@ -231,7 +231,8 @@ class ResponsesReply:
         begin = self._begin()
         if begin:
             return begin
-        self._heartbeats += 1
+        if self._shift is not None:
+            self._shift += 1
         return self._write([("response.in_progress", {"response": self._in_progress()})])
 
     def _begin(self) -> bytes:
