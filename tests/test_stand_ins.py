@@ -24,6 +24,8 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.stand_ins import read_texts
 from manallm_proxy.providers.gemini import request as gemini
 from manallm_proxy.providers.ollama import request as ollama
+from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.wire import Request
 from tests.responses import Opened
 
 MIB = 2**20
@@ -394,16 +396,23 @@ def test_a_stand_in_that_was_changed_is_not_sent(always: Callable[[bool], None])
         texts.encode_whole(stand_in[:-1])
 
 
+def asked_again(call: Call, entry: Entry) -> Request:
+    """What is sent once the model has refused to think."""
+    request = OllamaWire().reshape(call, entry, 400, b'{"error":"m does not support thinking"}')
+    assert request is not None
+    return request
+
+
 @pytest.mark.parametrize("number", [1, 2000])
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", [*WIRES, "ollama, asked again"])
 def test_a_long_text_is_not_held_again(wire: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One emoji in each of some texts, and Python holds four bytes for each character of these."""
     monkeypatch.setattr(joined, "_APART", MIB)  # none of whose pages is touched, but tracemalloc counts them
     text = "x" * (4 * MIB // number) + GRIN
-    asked = {"model": "m", "messages": [{"role": "user", "content": text}] * number}
+    asked = {"model": "m", "reasoning_effort": "low", "messages": [{"role": "user", "content": text}] * number}
     body = json.dumps(asked, ensure_ascii=False).encode()
     call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", is_large=True)
-    build = {"ollama": ollama.build, "google": gemini.build}[wire]
+    build = {"ollama": ollama.build, "google": gemini.build}.get(wire, asked_again)
     tracemalloc.start()
     try:
         request = build(call, ENTRY)

@@ -830,7 +830,7 @@ def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
         ({"reasoning_effort": "low", "think": None}, False),
         ({"think": True}, True),
     ):
-        call = attrs.evolve(call_of({"messages": HI, **asked}), denied=frozenset({"thinking"}))
+        call = attrs.evolve(call_of({"model": "m", "messages": HI, **asked}), denied=frozenset({"thinking"}))
         assert ("think" in json.loads(WIRE.request(call, Entry(TARGET)).body)) is kept
         call = attrs.evolve(call, denied=frozenset())
         assert "think" in json.loads(WIRE.request(call, Entry(TARGET)).body)

@@ -36,7 +36,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.joined import decoded_text, joined_bytes
-from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
@@ -60,6 +60,7 @@ from manallm_proxy.providers.ollama.reply import (
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 from manallm_proxy.providers.wire import Request, Translator
 
+_NULL: Final = b"null"
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning", "chat_template_kwargs"})
 """Effort fields that clients set for all models, whether these think or not."""
 
@@ -98,11 +99,11 @@ class OllamaWire:
         """
         if status != 400 or b"think" not in body:
             return None
-        fields = decode_leniently(call.body)
-        if {**fields, **call.ollama}.get("think") is not None or not (fields.keys() & _EFFORTS):
+        spans = call.summary.spans
+        think = call.body[slice(*spans["think"])] if "think" in spans else _NULL
+        if call.ollama.get("think") is not None or think != _NULL or not (spans.keys() & _EFFORTS):
             return None
-        fields = {key: value for key, value in fields.items() if key not in _EFFORTS}
-        silent = self.request(evolve(call, body=encode(fields)), entry)
+        silent = self.request(evolve(call, denied=call.denied | {"thinking"}), entry)
         if b"does not support thinking" in body and silent.content == self.request(call, entry).content:
             raise BadResponse("Ollama refuses to think, which it was not asked for", detail="refused what was not sent")
         return silent
