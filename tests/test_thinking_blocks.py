@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from manallm_proxy.cli.chat import ChatResult, parts
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.replay.forms import REPLAYS
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.past_reasoning import refuses_reasoning
 from tests import anthropic_stream
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
@@ -204,3 +209,18 @@ def test_what_is_no_refusal_of_reasoning() -> None:
         assert not refuses_reasoning(words)
     for words in (b"unknown field 'reasoning'", b"extra_forbidden: messages.1.reasoning_content"):
         assert refuses_reasoning(words)
+
+
+def test_a_long_history_is_rid_of_its_reasoning_in_a_thread() -> None:
+    """Also once it is known that the target refuses it: then each later request's is decoded before it is sent."""
+    message = {"role": "assistant", "content": "x", "reasoning_content": "Hm"}
+    body = json.dumps({"model": "m", "messages": [message]}).encode()
+    relayed = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", is_large=True)
+    translated = evolve(relayed, relays=False)
+    wire, entry = OpenAIWire(), Entry(Target("p", "m"))
+    assert wire.splices(relayed) and wire.splices(translated)
+    again = wire.reshape(translated, entry, 400, b"property 'reasoning_content' is unsupported")
+    assert again is not None and b"Hm" not in again.body
+    wire.remember_reshaped(entry, again)
+    assert wire.splices(relayed) and not wire.splices(translated)
+    assert wire.request(translated, entry).body == again.body

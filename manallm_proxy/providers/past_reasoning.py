@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.json_object import encoder
+from manallm_proxy.openai.json_object import contains, encoder
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import decoded_value
 from manallm_proxy.providers.length import is_unknown
@@ -29,7 +29,8 @@ def refuses_reasoning(refusal: bytes) -> bool:
 
 def without_reasoning(call: Call) -> Call:
     """`call`, which a door has made, without the reasoning of its history; itself if there is none."""
-    if _BEGUN not in call.body or "messages" not in call.summary.spans:
+    span = call.summary.spans.get("messages")
+    if span is None or not contains(call.body, _BEGUN, *span):
         return call
     messages: list[Any] = decoded_value(call, "messages")
     kept = [

@@ -73,7 +73,7 @@ class OpenAIWire:
     """Models that refused ``top_k``, oldest first."""
 
     def splices(self, call: Call) -> bool:
-        return not self._forces(call)
+        return not self._forces(call) and (call.relays or not self._forgetful)  # whose history is decoded
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
