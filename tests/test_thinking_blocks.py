@@ -211,16 +211,25 @@ def test_what_is_no_refusal_of_reasoning() -> None:
         assert refuses_reasoning(words)
 
 
-def test_a_long_history_is_rid_of_its_reasoning_in_a_thread() -> None:
-    """Also once it is known that the target refuses it: then each later request's is decoded before it is sent."""
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"property 'reasoning_content' is unsupported",
+        b"Unsupported parameter: 'max_tokens'",
+        b"Unknown parameter: 'top_k'",
+    ],
+)
+def test_what_a_target_refuses_is_left_out_of_a_long_request_in_a_thread(refusal: bytes) -> None:
+    """Also once that is known: then each later request is decoded, or copied, before it is sent."""
     message = {"role": "assistant", "content": "x", "reasoning_content": "Hm"}
-    body = json.dumps({"model": "m", "messages": [message]}).encode()
+    asked = {"model": "m", "messages": [message], "max_tokens": 9, "top_k": 4}
+    body = json.dumps(asked, separators=(",", ":")).encode()
     relayed = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", is_large=True)
     translated = evolve(relayed, relays=False)
     wire, entry = OpenAIWire(), Entry(Target("p", "m"))
     assert wire.splices(relayed) and wire.splices(translated)
-    again = wire.reshape(translated, entry, 400, b"property 'reasoning_content' is unsupported")
-    assert again is not None and b"Hm" not in again.body
+    again = wire.reshape(translated, entry, 400, refusal)
+    assert again is not None and len(json.loads(again.body)) in (3, 4) and again.body != body
     wire.remember_reshaped(entry, again)
     assert wire.splices(relayed) and not wire.splices(translated)
     assert wire.request(translated, entry).body == again.body

@@ -14,6 +14,7 @@ from typing import Final
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.openai.json_object import replaced
 from manallm_proxy.providers.classify import envelope
 
 OLDER, NEWER = "max_tokens", "max_completion_tokens"
@@ -71,7 +72,7 @@ def named(call: Call, name: str) -> Call:
     front = b'"%b":' % old.encode()
     if not call.body.startswith(front, start - len(front)):
         return call
-    body = b'%b"%b":%b' % (call.body[: start - len(front)], name.encode(), call.body[start:])
+    body = replaced(call.body, [((start - len(front), start), b'"%b":' % name.encode())])
     shift = len(name) - len(old)
     moved = {key: (at + shift, end + shift) if at >= start else (at, end) for key, (at, end) in spans.items()}
     moved[name] = moved.pop(old)
@@ -86,7 +87,7 @@ def without_field(call: Call, key: str) -> Call:
     first = start - len(front)
     if not call.body.startswith(front, first):
         return call
-    body = call.body[:first] + call.body[end:]
+    body = replaced(call.body, [((first, end), b"")])
     moved = {
         name: (at - end + first, stop - end + first) if at > start else (at, stop)
         for name, (at, stop) in spans.items()

@@ -73,7 +73,8 @@ class OpenAIWire:
     """Models that refused ``top_k``, oldest first."""
 
     def splices(self, call: Call) -> bool:
-        return not self._forces(call) and (call.relays or not self._forgetful)  # whose history is decoded
+        learned = self._lengths or self._no_top_k or self._forgetful  # then `_renamed` may copy or decode it
+        return not self._forces(call) and (call.relays or not learned)
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
