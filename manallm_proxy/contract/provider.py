@@ -186,8 +186,8 @@ class Call:
             return self
         start, end = self.summary.spans["max_tokens"]
         self.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
-        digits = b"%d" % most
-        return evolve(self, body=self.body[:start] + digits.ljust(end - start) + self.body[end:])
+        digits, body = b"%d" % most, memoryview(self.body)  # which is copied once, though it may be long
+        return evolve(self, body=b"".join((body[:start], digits.ljust(end - start), body[end:])))
 
     def text_size(self) -> int:
         """Bytes of the request without its images, whose token count does not follow from their bytes."""
