@@ -18,6 +18,8 @@ from manallm_proxy.openai.large import LARGE_BYTES
 
 KEY: Final = b'"sequence_number":'
 _DIGITS: Final = re.compile(rb"\d{1,10}")
+_USUAL: Final = re.compile(rb'event: [\w.]+\ndata: \{"type": ?"[\w.]+", ?"sequence_number": ?(\d{1,10})[,}]')
+"""The beginning of an event as OpenAI writes it."""
 _OBJECT: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -29,6 +31,9 @@ def first(events: bytes) -> int | None:
 
 def after(events: bytes, known: int) -> int:
     """The sequence number after that of the last of `events` that has one; at least `known`."""
+    usual = _USUAL.match(events)
+    if usual is not None and events.find(b"\n\n") == len(events) - 2:  # one event, which may be megabytes
+        return max(known, int(usual[1]) + 1)
     for frame in reversed(sse.Decoder().feed(events)):
         if (found := _members(frame)) is not None:
             return max(known, found[1] + 1)

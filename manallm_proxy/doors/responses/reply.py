@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from attrs import field
@@ -32,6 +32,8 @@ from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 from manallm_proxy.openai.sliced_writer import encoded_pieces
 
+_COUNTED: Final = b"\n"
+"""In place of relayed events that were looked at: they may be megabytes, and the next heartbeat is one of many."""
 Keep = Callable[[dict[str, Any], list[Fields]], None]
 """Stores a finished response: the object with an empty ``output``, and its items in stored form."""
 
@@ -271,6 +273,7 @@ class ResponsesReply:
         frames: list[bytes] = []
         if self._relayed:
             self._sequence = numbering.after(self._relayed, self._sequence)
+            self._relayed = _COUNTED
         for kind, fields in self._told(events):
             data = encode({"type": kind, "sequence_number": self._sequence, **fields})
             frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
