@@ -208,16 +208,19 @@ async def logging_to(
     config: dict[str, Any],
     *arguments: str,
     stdout: int = DEVNULL,
-    files: int | None = None,
+    **surroundings: object,
 ) -> AsyncIterator[tuple[Child, str]]:
-    """The real process, once it is alive, with its log in a file or descriptor: the process, and its URL."""
+    """The real process, once it is alive, with its log in a file or descriptor: the process, and its URL.
+
+    `surroundings`: see `forkserver.py`.
+    """
     (folder / "proxy.yaml").write_text(written(config))
     command = ("serve", "--config", str(folder / "proxy.yaml"), *arguments)
     url = f"http://127.0.0.1:{config['listen']['port']}"
     number = os.dup(log) if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
     try:
-        child = await start(*command, environ=environ, stdout=stdout, stderr=number, files=files)
+        child = await start(*command, environ=environ, stdout=stdout, stderr=number, surroundings=surroundings)
     finally:
         os.close(number)
     try:
