@@ -8,12 +8,12 @@ exit handlers as any Python process does, but does not take its modules to piece
 of the memory. In that, and in ``/proc/*/cmdline`` and ``environ``, it differs from one that was started anew. When this
 process forks it has no threads and no event loop.
 
-A request is JSON of ``arguments``, ``environ``, ``folder``, and the path of a ``program`` unless it is for our command.
-It may name ``surroundings``: how many ``files`` may be open, the path of a ``terminal`` that becomes that of a session of
-its own, the signals that it ``ignores`` from the start as after nohup, which standard descriptors are ``closed``, and
-whether a socket is ``announced`` as systemd does though none is passed. With it come four descriptors: standard input, output, error, and a
-socket that is told the process id and then the exit code, negative for a signal as in `subprocess`. A fifth is the
-socket that systemd would pass.
+A request is JSON of ``arguments``, ``environ``, ``folder``, the path of a ``program`` unless it is for our command, and
+``surroundings``, if any: how many ``files`` may be open, the path of a ``terminal`` that becomes that of a session of
+its own, signals that it ``ignores`` from the start as after nohup, which standard descriptors are ``closed``, and
+whether a socket is ``announced`` as systemd does though none is passed. With it come four descriptors: standard input,
+output, error, and a socket that is told the process id and then the exit code, negative for a signal as in
+`subprocess`. A fifth is the socket that systemd would pass.
 """
 
 from __future__ import annotations

@@ -18,7 +18,20 @@ import yaml
 
 from tests.command import DEVNULL, STDOUT, start
 from tests.ports import free_port
-from tests.proxy import HI, Process, accepts, alive, everything, logging_to, openai, process, run, settings, shell, written
+from tests.proxy import (
+    HI,
+    Process,
+    accepts,
+    alive,
+    everything,
+    logging_to,
+    openai,
+    process,
+    run,
+    settings,
+    shell,
+    written,
+)
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
 from tests.waiting import until
 
