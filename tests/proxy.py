@@ -29,6 +29,8 @@ HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 """The shortest chat."""
 POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
 """One as bytes."""
+BIG = 12_000_000
+"""Bytes: far more than a connection takes of which nobody reads, which is some 4 MiB (tcp(7), tcp_wmem)."""
 
 FAST: dict[str, Any] = {
     "listen": {"port": 0},

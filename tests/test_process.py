@@ -19,6 +19,7 @@ import yaml
 from tests.command import DEVNULL, STDOUT, start
 from tests.ports import free_port
 from tests.proxy import (
+    BIG,
     HI,
     Process,
     accepts,
@@ -122,7 +123,7 @@ async def test_a_drain_waits_for_a_whole_answer_too(tmp_path: Path) -> None:
     """SIGTERM while a client reads a big answer slowly: it gets the last byte, and then the process ends."""
 
     async def huge(connection: Connection, seen: Seen) -> None:
-        await connection.reply(completion("x" * 30_000_000))
+        await connection.reply(completion("x" * BIG))
 
     async with upstream(each(huge)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         async with aiohttp.ClientSession() as client:
@@ -140,7 +141,7 @@ async def test_every_event_comes_once_and_in_order(tmp_path: Path) -> None:
     sizes = (10, 3_000, 90_000)
 
     def many(size: int) -> int:
-        return 8_000_000 // (size + 300)  # more than the kernel's buffers hold
+        return BIG // 2 // (size + 300)  # more than the kernel's buffers hold
 
     async def counts(connection: Connection, seen: Seen) -> None:
         size = int(seen.json["user"])
