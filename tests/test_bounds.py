@@ -393,7 +393,7 @@ async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
     size = TEXT
 
     async def large(connection: Connection, seen: Seen) -> None:
-        await connection.reply(completion("x" * size if b'"large"' in seen.body else "hi"))
+        await connection.reply(msgspec.json.encode(completion("x" * size if b'"large"' in seen.body else "hi")))
 
     async with upstream(each(large)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         port = int(running.url.rpartition(":")[2])
@@ -405,24 +405,23 @@ async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
                 "messages": [{"role": "user", "content": text}],
             }
             with peak(running.pid) as taken:
-                assert (await raw_post(port, door, json.dumps(asked).encode())).startswith(b"HTTP/1.1 200")
+                assert (await raw_post(port, door, msgspec.json.encode(asked))).startswith(b"HTTP/1.1 200")
             assert taken.mib <= 5 * size / MIB
 
 
 def long_turns(door: str) -> list[list[dict[str, Any]]]:
     """What takes Python four times as much: a long text with an emoji, and a long argument of a tool."""
     text = "x" * TEXT + "\U0001f600"
-    arguments = json.dumps({"a": text})
     hi = {"role": "user", "content": "hi"}
     calls: dict[str, Any] = {"role": "assistant", "content": ""}
     match door:
         case "/v1/chat/completions":
-            function = {"name": "f", "arguments": arguments}
+            function = {"name": "f", "arguments": json.dumps({"a": text})}
             calls["tool_calls"] = [{"id": "c", "type": "function", "function": function}]
         case "/v1/messages":
             calls["content"] = [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": text}}]
         case "/v1/responses":
-            calls = {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments}
+            calls = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"a": text})}
         case "/api/chat":
             calls["tool_calls"] = [{"function": {"name": "f", "arguments": {"a": text}}}]
     return [[{"role": "user", "content": text}], [hi, calls, hi]]
@@ -471,7 +470,7 @@ async def test_the_memory_of_one_request_that_is_stored(tmp_path: Path) -> None:
         async with process(settings(providers), tmp_path) as running:
             port = int(running.url.rpartition(":")[2])
             for more in ({"input": [hi], "instructions": text}, {"input": [{"role": "user", "content": [picture]}]}):
-                body = json.dumps({"model": "l/m", **more}).encode()
+                body = msgspec.json.encode({"model": "l/m", **more})
                 with peak(running.pid) as taken:
                     assert (await raw_post(port, "/v1/responses", body)).startswith(b"HTTP/1.1 200")
                 assert taken.mib <= 4.6 * len(body) / MIB, [*more]
