@@ -19,12 +19,11 @@ from attrs import define, field
 from tests.needs import require
 from tests.waiting import until
 
-
 WITHOUT = (
     *("IsolateOrigins", "site-per-process", "SpareRendererForSitePerProcess"),
     *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
 )
-"""Chromium's features that are off. One process shows all tabs, which are all ours, and none is kept ready: each takes a
+"""Chromium's features that are off. One process shows all pages, which are ours, and none is kept ready: each takes a
 tenth of a second of CPU or more. The address bar's suggestions, which nobody sees, are pages that take 0.7 s."""
 
 
