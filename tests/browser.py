@@ -19,6 +19,13 @@ from attrs import define, field
 from tests.needs import require
 from tests.waiting import until
 
+WITHOUT = (
+    *("IsolateOrigins", "site-per-process", "SpareRendererForSitePerProcess"),
+    *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
+)
+"""Chromium's features that are off. One process shows all pages, which are ours, and none is kept ready: each takes a
+tenth of a second of CPU or more. The address bar's suggestions, which nobody sees, are pages that take 0.7 s."""
+
 
 @define(eq=False)
 class Page:
@@ -93,36 +100,33 @@ class Page:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Page]:
-    """A tab of its own; gone at the end. What it keeps is its proxy's, whose port no other test has.
+    """The one tab of this process's browser, which shows nothing at the end. What was set for it ends with this.
 
-    With a profile of its own, each took two processes and half a second of CPU.
+    What it keeps is its proxy's, whose port no other test has. A tab of its own takes each test 0.1 s of CPU, and a
+    profile half a second.
     """
-    address = await _started()
-    async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
-        browser = Page(socket)
-        listening = asyncio.ensure_future(browser.listen())
-        target = await browser.send("Target.createTarget", url="about:blank")
-        place = f"{address.partition('/devtools/')[0]}/devtools/page/{target['targetId']}"
-        async with client.ws_connect(place, max_msg_size=0) as tab:
-            page = Page(tab)
-            reading = asyncio.ensure_future(page.listen())
-            yield page
-            reading.cancel()
-        await browser.send("Target.closeTarget", targetId=target["targetId"])
-        listening.cancel()
+    async with aiohttp.ClientSession() as client, client.ws_connect(await _tab(client), max_msg_size=0) as socket:
+        page = Page(socket)
+        reading = asyncio.ensure_future(page.listen())
+        yield page
+        await page.send("Page.navigate", url="about:blank")
+        reading.cancel()
 
 
 _folders: list[Path] = []
+_tabs: list[str] = []
 
 
-async def _started() -> str:
-    """Where to speak with the one browser of this process, which ends with it: a start takes half a second of CPU."""
+async def _tab(client: aiohttp.ClientSession) -> str:
+    """Where to speak with the tab. The browser ends with this process: a start takes half a second of CPU."""
     if not _folders:
         _folders.append(_start())
     told = _folders[0] / "DevToolsActivePort"
     await until(lambda: told.exists() and told.read_text().count("\n") == 1, 30)
-    port, path = told.read_text().split("\n")
-    return f"ws://127.0.0.1:{port}{path}"
+    if not _tabs:
+        async with client.put(f"http://127.0.0.1:{told.read_text().split()[0]}/json/new?about:blank") as made:
+            _tabs.append((await made.json())["webSocketDebuggerUrl"])
+    return _tabs[0]
 
 
 def _start() -> Path:
@@ -134,10 +138,9 @@ def _start() -> Path:
             program,
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *("--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0"),
-            # one process shows all tabs, which are all ours: each of its own took a third of a second of CPU
-            *("--renderer-process-limit=1", "--disable-features=IsolateOrigins,site-per-process"),
-            f"--user-data-dir={folder.name}",
-            "about:blank",
+            "--renderer-process-limit=1",
+            f"--disable-features={','.join(WITHOUT)}",
+            *(f"--user-data-dir={folder.name}", "--no-startup-window"),
         ],
         env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"},
         stderr=subprocess.DEVNULL,

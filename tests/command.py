@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from attrs import define
 
@@ -70,13 +71,14 @@ async def start(
     text: bytes = b"",
     listener: socket.socket | None = None,
     program: Path | None = None,
-    files: int | None = None,
+    surroundings: Mapping[str, object] = MappingProxyType({}),
     anew: bool = False,
 ) -> Child:
     """The command as a child: its whole environment, its folder, where it writes to, and what it reads (64 KiB).
 
-    `listener`: passed to it as systemd does. `program`: a script that takes the command's place. `files`: how many
-    descriptors it may have. `anew`: not forked, for a test that looks at the process from outside.
+    `listener`: passed to it as systemd does. `program`: a script that takes the command's place.
+    `surroundings`: see `forkserver.py`; of them a process of its own gets none but ``files``. `anew`: not forked, for a
+    test that looks at the process from outside.
     """
     own = {name for name in environ if name.startswith(IMPORTS) and environ[name] != os.environ.get(name)}
     reads, writes = os.pipe()
@@ -92,7 +94,8 @@ async def start(
             if listener is not None:
                 at = listener.fileno()
                 command = ["bash", "-c", f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{at} {at}<&-', "", *command]
-            if files is not None:
+            assert surroundings.keys() <= {"files"}, "what only the process that forks can do"
+            if files := surroundings.get("files"):
                 command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "", *command]
             return await asyncio.create_subprocess_exec(
                 *command,
@@ -105,8 +108,7 @@ async def start(
             )
         passed = [] if listener is None else [listener.fileno()]
         request: dict[str, object] = {"arguments": arguments, "environ": dict(environ), "folder": str(folder)}
-        if files is not None:
-            request["files"] = files
+        request["surroundings"] = dict(surroundings)
         if program is not None:
             request["program"] = str(program)
         return await _fork(request, [reads, *passed], stdout, stderr)

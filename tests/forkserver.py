@@ -9,9 +9,11 @@ of the memory. In that, and in ``/proc/*/cmdline`` and ``environ``, it differs f
 process forks it has no threads and no event loop.
 
 A request is JSON of ``arguments``, ``environ``, ``folder``, the path of a ``program`` unless it is for our command, and
-how many ``files`` may be open if there is a limit. With it come four descriptors: standard input, output, error, and a
-socket that is told the process id and then the exit code, negative for a signal as in `subprocess`. A fifth is the
-socket that systemd would pass.
+``surroundings``, if any: how many ``files`` may be open, the path of a ``terminal`` that becomes that of a session of
+its own, signals that it ``ignores`` from the start as after nohup, which standard descriptors are ``closed``, and
+whether a socket is ``announced`` as systemd does though none is passed. With it come four descriptors: standard input,
+output, error, and a socket that is told the process id and then the exit code, negative for a signal as in
+`subprocess`. A fifth is the socket that systemd would pass.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 COMMANDS = ("chat", "check", "explain", "requests", "serve", "server_scan", "status")
 MAIN = "manallm_proxy.__main__"
@@ -87,15 +90,38 @@ def become(request: dict[str, object], descriptors: list[int]) -> list[str]:
         own += 1
         environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     os.closerange(own, 1 << 16)
-    if files := request.get("files"):
-        assert isinstance(files, int)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    sys.stdout, sys.stderr = _writer(1, "strict"), _writer(2, "backslashreplace")
+    surroundings = request.get("surroundings", {})
+    assert isinstance(surroundings, dict)
+    _surround(environ, **surroundings)
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
-    sys.stdout, sys.stderr = _writer(1, "strict"), _writer(2, "backslashreplace")
     return [program, *arguments]
+
+
+def _surround(
+    environ: dict[str, str],
+    files: int | None = None,
+    terminal: str | None = None,
+    ignores: Sequence[int] = (),
+    closed: Sequence[int] = (),
+    announced: bool = False,
+) -> None:
+    """What a shell, nohup, ulimit or a service manager would have done before the start."""
+    if files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if terminal is not None:
+        os.setsid()
+        os.close(os.open(terminal, os.O_RDWR))  # the first that a session's leader opens becomes the session's (tty(4))
+    for number in ignores:
+        signal.signal(number, signal.SIG_IGN)
+    for number in closed:
+        os.close(number)
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)  # as Python begins then
+    if announced:
+        environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 
 
 def end_at_once() -> None:
@@ -106,10 +132,13 @@ def end_at_once() -> None:
         os._exit(code)
 
 
-def run(program: str) -> int:
-    """Its exit code."""
+def run(arguments: list[str]) -> int:
+    """The exit code of our command, or of a program: what it returned, or ended with, as argparse ends ``--help``."""
+    is_ours, sys.argv[:] = arguments[0] == sys.argv[0], arguments
     try:
-        runpy.run_path(program, run_name="__main__")
+        if is_ours:
+            return int(importlib.import_module(MAIN).main(arguments[1:]))
+        runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -135,8 +164,4 @@ if __name__ == "__main__":
     gc.freeze()
     gc.enable()
     if (given := serve(socket.socket(fileno=int(number)))) is not None:
-        sys.argv[:] = given
-        if given[0] == own:
-            codes.append(importlib.import_module(MAIN).main(given[1:]))
-        else:
-            codes.append(run(given[0]))
+        codes.append(run(given))

@@ -29,6 +29,8 @@ HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 """The shortest chat."""
 POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
 """One as bytes."""
+BIG = 12_000_000
+"""Bytes: far more than a connection takes of which nobody reads, which is some 4 MiB (tcp(7), tcp_wmem)."""
 
 FAST: dict[str, Any] = {
     "listen": {"port": 0},
@@ -208,16 +210,19 @@ async def logging_to(
     config: dict[str, Any],
     *arguments: str,
     stdout: int = DEVNULL,
-    files: int | None = None,
+    **surroundings: object,
 ) -> AsyncIterator[tuple[Child, str]]:
-    """The real process, once it is alive, with its log in a file or descriptor: the process, and its URL."""
+    """The real process, once it is alive, with its log in a file or descriptor: the process, and its URL.
+
+    `surroundings`: see `forkserver.py`.
+    """
     (folder / "proxy.yaml").write_text(written(config))
     command = ("serve", "--config", str(folder / "proxy.yaml"), *arguments)
     url = f"http://127.0.0.1:{config['listen']['port']}"
     number = os.dup(log) if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
     try:
-        child = await start(*command, environ=environ, stdout=stdout, stderr=number, files=files)
+        child = await start(*command, environ=environ, stdout=stdout, stderr=number, surroundings=surroundings)
     finally:
         os.close(number)
     try:

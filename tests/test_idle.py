@@ -209,9 +209,12 @@ def test_code_of_the_start_is_given_back_and_objects_are_joined() -> None:
 
 
 def test_a_process_goes_on_with_tidy_pages() -> None:
-    """The real kernel, told by the real call: all that was there is there, and less code is resident."""
+    """The real kernel, told by the real call: all that was there is there, and less code is resident.
+
+    A fork is known at once.
+    """
     code = """if True:
-        import hashlib, json, ssl
+        import hashlib, json, os, ssl
         from manallm_proxy.process import pages
         def resident():
             return int(open("/proc/self/status").read().split("RssFile:")[1].split()[0])
@@ -223,6 +226,11 @@ def test_a_process_goes_on_with_tidy_pages() -> None:
         assert kept == [str(number) for number in range(200_000)]
         assert json.loads(json.dumps({"a": [1]})) == {"a": [1]} and hashlib.sha256(b"").hexdigest()[:4] == "e3b0"
         print(after < before, (before, after))
+        if (child := os.fork()) == 0:
+            pages.advices = None  # not even asked
+            pages.advise_kernel()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("True"), done.stdout

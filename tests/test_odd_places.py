@@ -39,8 +39,10 @@ async def test_a_configuration_in_an_odd_place(tmp_path: Path) -> None:
     async with upstream(ollama("smol", "Hello")) as box:
         environ = {"LANG": "C", "OLLAMA_URL": box.url}
         check = ["check", "--live", "--config", "my files/proxy.yaml"]
-        for command, more in ((["init", "my files"], environ), (check, {"OLLAMA_URL": box.url})):
-            child = await start(*command, environ={"PATH": os.defpath, **more}, folder=folder, stderr=STDOUT)
+        for command in (["init", "my files"], check):
+            child = await start(
+                *command, environ={"PATH": os.defpath, "OLLAMA_URL": box.url}, folder=folder, stderr=STDOUT
+            )
             output, _ = await child.communicate()
             assert child.returncode == 0, output
         async with started(folder, environ, "--config", "my files/proxy.yaml") as (_, said):

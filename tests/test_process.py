@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,23 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.command import DEVNULL, ROOT, start
+from tests.command import DEVNULL, STDOUT, start
 from tests.ports import free_port
-from tests.proxy import HI, Process, accepts, alive, everything, openai, process, run, settings, shell, written
+from tests.proxy import (
+    BIG,
+    HI,
+    Process,
+    accepts,
+    alive,
+    everything,
+    logging_to,
+    openai,
+    process,
+    run,
+    settings,
+    shell,
+    written,
+)
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
 from tests.waiting import until
 
@@ -59,7 +72,7 @@ async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) 
                     assert (ready.status, ready.headers["Connection"]) == (503, "close")
                 async with asyncio.timeout(5):
                     while await accepts(running.url):
-                        pass
+                        await asyncio.sleep(0.02)
                 gpu.go.set()
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
             assert await asyncio.wait_for(running.child.wait(), 40) == 0
@@ -110,7 +123,7 @@ async def test_a_drain_waits_for_a_whole_answer_too(tmp_path: Path) -> None:
     """SIGTERM while a client reads a big answer slowly: it gets the last byte, and then the process ends."""
 
     async def huge(connection: Connection, seen: Seen) -> None:
-        await connection.reply(completion("x" * 30_000_000))
+        await connection.reply(completion("x" * BIG))
 
     async with upstream(each(huge)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         async with aiohttp.ClientSession() as client:
@@ -128,7 +141,7 @@ async def test_every_event_comes_once_and_in_order(tmp_path: Path) -> None:
     sizes = (10, 3_000, 90_000)
 
     def many(size: int) -> int:
-        return 8_000_000 // (size + 300)  # more than the kernel's buffers hold
+        return BIG // 2 // (size + 300)  # more than the kernel's buffers hold
 
     async def counts(connection: Connection, seen: Seen) -> None:
         size = int(seen.json["user"])
@@ -229,7 +242,7 @@ async def test_health_survives_a_reload(tmp_path: Path) -> None:
             os.kill(running.pid, signal.SIGHUP)
             async with asyncio.timeout(5):
                 while len(await aliases(running, client)) < 2:
-                    pass
+                    await asyncio.sleep(0.005)
             assert (await status_of(running, client, "dead")) == "unhealthy"
 
 
@@ -296,12 +309,11 @@ async def test_a_socket_that_was_announced_but_not_passed_is_refused(tmp_path: P
     """Exit code 78 and one line. With workers one of our own had the number, and each worker died, again and again."""
     path = tmp_path / "proxy.yaml"
     path.write_text(yaml.safe_dump(settings({"here": {"kind": "loopback"}})))
-    announced = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&-'
-    child = await asyncio.create_subprocess_exec(
-        *("bash", "-c", announced, "", sys.executable, "-m", "manallm_proxy", "serve", "--config", str(path), *workers),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    child = await start(
+        *("serve", "--config", str(path), *workers),
+        environ=os.environ,
+        stderr=STDOUT,
+        surroundings={"announced": True},
     )
     try:
         out, _ = await asyncio.wait_for(child.communicate(), 40)
@@ -461,18 +473,19 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
         await child.wait()
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&-"])
-async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path, closed: str) -> None:
+@pytest.mark.parametrize("closed", [[0, 1, 2], [0]])
+async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path, closed: list[int]) -> None:
     """Else a listening socket or a provider's connection gets such a number, and is written to as if it were a log."""
     config = settings({"here": {"kind": "loopback"}}, listen={"port": free_port()})
-    async with shell(tmp_path, config, f'unset JOURNAL_STREAM; exec "$@" {closed}') as (child, url):
+    by_a_shell = shell(tmp_path, config, 'unset JOURNAL_STREAM; exec "$@" <&- >&- 2>&-')
+    async with by_a_shell if len(closed) == 3 else logging_to(tmp_path / "log", tmp_path, config, closed=closed) as at:
+        child, url = at
         await alive(url)
         async with aiohttp.ClientSession() as client, client.post(f"{url}/v1/chat/completions", json=HI) as response:
             assert response.status == 200
-        links = {number: os.readlink(f"/proc/{child.pid}/fd/{number}") for number in range(3)}
-        wanted = [number for number, sign in ((0, "<&-"), (1, ">&- 2"), (2, "2>&-")) if sign in closed]
-        assert [links[number] for number in wanted] == ["/dev/null"] * len(wanted)
-        assert not any("socket" in link or "eventpoll" in link for link in links.values())
-        if ">&- 2" in closed:  # a start screen that nobody can see ends nothing
+        links = [os.readlink(f"/proc/{child.pid}/fd/{number}") for number in range(3)]
+        assert [links[number] for number in closed] == ["/dev/null"] * len(closed)
+        assert not any("socket" in link or "eventpoll" in link for link in links)
+        if 1 in closed:  # a start screen that nobody can see ends nothing
             child.terminate()
             assert await asyncio.wait_for(child.wait(), 40) == 0

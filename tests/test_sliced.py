@@ -139,6 +139,7 @@ def test_no_call_gets_much() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sliced, "SMALL", 1024)
+        patch.setattr(sliced, "_SLICE", 512)
         patch.setattr(sliced, "TEXT", 4096)
         for value in (
             list(range(10_000)),

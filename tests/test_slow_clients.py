@@ -20,7 +20,7 @@ from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Progress
-from tests.proxy import HI, POST, Proxy, openai, proxy, settings
+from tests.proxy import BIG, HI, POST, Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 from tests.waiting import until
 
@@ -114,7 +114,7 @@ async def test_who_reads_byte_by_byte_is_cut(tmp_path: Path, streams: bool) -> N
 
     async def much(connection: Connection, seen: Seen) -> None:
         if not streams:
-            return await connection.reply(completion("x" * 30_000_000))
+            return await connection.reply(completion("x" * BIG))
         await connection.head()
         while True:
             await connection.chunk(chunk("x" * 60_000))

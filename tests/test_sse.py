@@ -192,7 +192,7 @@ ENDS = {"LF": b"\n", "CR": b"\r", "CRLF": b"\r\n", "none": b"", "mixed": b"\r\nx
 def test_the_work_of_a_long_event_grows_with_its_length_only(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a mebibyte of lines and no blank one: each byte is searched and copied a few times, however it is cut.
+    """256 KiB of lines and no blank one: each byte is searched and copied a few times, however it is cut.
 
     Counted are the bytes that are searched for a blank line, and what each read allocates beyond what it keeps.
     """
@@ -207,7 +207,7 @@ def test_the_work_of_a_long_event_grows_with_its_length_only(
     monkeypatch.setattr(sse, "_split", counting)
     monkeypatch.setattr(joined, "_APART", 4096)  # of which nothing is touched, but all is counted here
     line = b"data: " + b"x" * (size - 6 - len(ENDS[name])) + ENDS[name]
-    parts = [line] * (2**19 // size)
+    parts = [line] * (2**18 // size)
     blank = b"\n" if line.endswith(b"\n") else b"\n\n"
     decoder = sse.Decoder()
     tracemalloc.start()

@@ -123,6 +123,20 @@ async def test_a_stream_of_nothing_leaves_turns(tmp_path: Path, kind: bytes) -> 
     assert stopped.longest * 1000 < 2 * MOST  # the provider compresses in this loop
 
 
+@pytest.mark.built_in
+async def test_a_second_signal_waits_for_no_first_request(tmp_path: Path) -> None:
+    """Of a connection that a browser has opened ahead: the loop had no turn for a second, nor had any other answer."""
+    async with proxy(settings({"loop": {"kind": "loopback"}}), tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        assert await raw_post(p.port, "/v1/chat/completions", chat(model=b"loop/m"))  # so that it has been accepted
+        async with stall() as stopped:
+            p.app.stop()
+            p.app.stop()
+            assert await reader.read() == b""
+        writer.close()
+    assert stopped.longest * 1000 < 5 * MOST
+
+
 def test_strings_have_no_structure() -> None:
     """Whatever is in a string is text, wherever a slice ends: quotes and backslashes in any number."""
     limits = Limits(keys=3, messages=1, parts=3, elements=6, depth=3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.proxy import POST, Proxy, everything, openai, proxy, settings
+from tests.proxy import BIG, POST, Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 from tests.waiting import until
 
@@ -494,10 +494,6 @@ async def test_a_client_that_stops_reading_is_cut(tmp_path: Path, composed: bool
             assert health["providers"]["gpu"]["consecutive_failures"] == 0
 
 
-BIG = 30_000_000
-"""Bytes: more than the kernel's buffers of a connection take."""
-
-
 @pytest.mark.built_in
 async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
     """After write_timeout, as a stream is; the log says that the client is gone."""
@@ -538,7 +534,7 @@ async def test_a_whole_answer_that_is_read_slowly_arrives(tmp_path: Path) -> Non
     """
 
     async def huge(connection: Connection, seen: Seen) -> None:
-        await connection.reply(completion("x" * BIG))
+        await connection.reply(completion("x" * (2 * BIG)))
 
     async with upstream(each(huge)) as gpu:
         async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.75}), tmp_path) as p:

@@ -46,7 +46,7 @@ async def holds(what: Callable[[], Awaitable[bool]], seconds: float = 40.0) -> N
     """Returns once it does."""
     async with asyncio.timeout(seconds):
         while not await what():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.03)  # to ask takes all workers 5 ms
 
 
 def lines(running: Process, event: str, **fields: Any) -> list[dict[str, Any]]:

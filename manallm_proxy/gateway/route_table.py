@@ -69,10 +69,10 @@ class RouteTable:
             before, variable, after = each.partition("{id}")
             if variable:
                 route = self._open.setdefault((before, after), Route(each, forgiving))
+                self._open = dict(sorted(self._open.items(), key=lambda item: -len(item[1].name)))
             else:
                 route = self._exact.setdefault(each, Match(Route(each, forgiving))).route
             route.handlers[method] = handler
-        self._open = dict(sorted(self._open.items(), key=lambda item: -len(item[1].name)))
 
     def served(self) -> set[tuple[str, str]]:
         """Path and method of every route."""

@@ -69,13 +69,14 @@ TOKENS_LIMIT: Final = 10**9
 ENDPOINTS: Final = frozenset(
     {each.path for each in Endpoint} | {"messages", "responses", "api/chat", "api/generate", "api/embed"}
 )
+_STATUSES: Final = tuple(f"http_{status}" for status in range(100, 600))
 
 
 def error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
     yield from ("unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model")
     yield from ("no_healthy_provider", "too_long", "budget", "hedged")
-    yield from (f"http_{status}" for status in range(100, 600))
+    yield from _STATUSES
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:
         kinds += kind.__subclasses__()

@@ -22,7 +22,7 @@ from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 
 HEAD_LIMIT: Final = 4096
 """The tool's name must appear within this many characters."""
-_HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+_HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _NOT_FORCED: Final = frozenset({b'"auto"', b'"none"', b"null"})
 _REPLACED: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
 _DEFINITIONS: Final = ("$defs", "definitions")

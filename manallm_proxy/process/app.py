@@ -312,6 +312,8 @@ class App:
         runner.stop_listening()
         last_call = asyncio.get_running_loop().time() + LAST_CALL
         while runner.awaits_first_requests() and asyncio.get_running_loop().time() < last_call:
+            if self._hurry.is_set():
+                break  # each pause would be none, and hold the loop
             await self._pause(LAST_CALL / 20)
         await self._until_idle(self.config.limits.drain)
         for exchange in list(self.gateway.pipeline.exchanges):

@@ -30,6 +30,8 @@ _MAPPING: Final = re.compile(
     r"Private_Clean: .*\nPrivate_Dirty: +(\d+) kB$",
     re.MULTILINE,
 )
+_SHARED_DIRTY: Final = re.compile(r"^Shared_Dirty: +(\d+) kB$", re.MULTILINE)
+_SUMS: Final = Path("/proc/self/smaps_rollup")
 _HUGE: Final = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 
 
@@ -65,6 +67,9 @@ def advices(smaps: str, huge: int) -> Iterator[Advice]:
 def advise_kernel() -> None:
     """Applies `advices` to this process, in some ten milliseconds. Does nothing where the system lacks the calls."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        shared = _SHARED_DIRTY.search(_SUMS.read_text()) if _SUMS.exists() else None
+        if shared is not None and int(shared[1]) > SHARED:
+            return  # as `advices` would find, for a tenth of the work
         huge = int(_HUGE.read_text()) if _HUGE.exists() else 0
         if not (advised := list(advices(Path("/proc/self/smaps").read_text(), huge))):
             return

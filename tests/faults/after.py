@@ -126,6 +126,14 @@ def script(broken: Broken, dialect: Dialect) -> Answer:
     return answer
 
 
+def bomb() -> bytes:
+    """60 MB in 60 KB. After a full flush a piece means the same wherever it stands, so that one is packed for all."""
+    packer = zlib.compressobj(9, wbits=31)
+    start = packer.compress(b"data: ") + packer.flush(zlib.Z_FULL_FLUSH)
+    piece = packer.compress(b"a" * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)
+    return start + 60 * piece
+
+
 ENDLESS: Final = ("a bomb", "a line without end")
 
 
@@ -135,9 +143,7 @@ def endless(what: str) -> Answer:
     async def answer(connection: Connection, seen: Seen) -> None:
         if what == "a bomb":
             await connection.head(extra="Content-Encoding: gzip\r\n")
-            packer = zlib.compressobj(9, wbits=31)
-            parts = [packer.compress(b"data: "), *(packer.compress(b"a" * 2**20) for _ in range(60)), packer.flush()]
-            await connection.chunk(b"".join(parts))
+            await connection.chunk(bomb())
         else:
             await connection.head()
             for _ in range(60):

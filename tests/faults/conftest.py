@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
+from manallm_proxy.http_client.api import Address, Connections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider
 from tests.command import server
-from tests.faults.matrix import CONNECTIONS
+from tests.faults.matrix import BY_NAME, CONNECTIONS
 
-IMPLEMENTATIONS = dict(zip(CONNECTIONS, (Pool, SessionConnections), strict=True))
+IMPLEMENTATIONS: dict[str, Callable[[Address], Connections]] = dict(
+    zip(CONNECTIONS, (Pool, SessionConnections), strict=True)
+)
 
 PASSED: pytest.StashKey[bool] = pytest.StashKey()
 
@@ -48,6 +51,13 @@ def over(connection: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the implementation that the case runs over in place of the one that is built in."""
     if connection in IMPLEMENTATIONS:
         monkeypatch.setattr(http_provider, "connections_to", IMPLEMENTATIONS[connection])
+    elif connection == BY_NAME:
+        monkeypatch.setattr(http_provider, "connections_to", _by_name)
+
+
+def _by_name(address: Address) -> Connections:
+    """Those that the end of a provider's name says: see `scene.scenes`."""
+    return IMPLEMENTATIONS[address.name.rpartition("-")[2]](address)
 
 
 @pytest.fixture(autouse=True)

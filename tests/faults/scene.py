@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from attrs import define, frozen
+from attrs import define, field, frozen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.dialects import KEY, Asked, Dialect
@@ -71,16 +71,19 @@ async def ask(p: Proxy, asked: Asked, model: str = "mana/test") -> Reply:
 
 @define
 class Scene:
-    """``faulty`` is ``bad`` in the configuration, and first of the chain; ``good`` the other."""
+    """``faulty`` is `bad` in the configuration, and first of the chain of `alias`; ``good`` the other."""
 
     p: Proxy
     faulty: Upstream
     good: Upstream
-    replies: list[Reply]
+    bad: str = "bad"
+    well: str = "good"
+    alias: str = "mana/test"
+    replies: list[Reply] = field(factory=list)
 
-    async def ask(self, asked: Asked, model: str = "mana/test") -> Reply:
+    async def ask(self, asked: Asked, model: str | None = None) -> Reply:
         """A request, while which /health answers."""
-        asking = asyncio.ensure_future(ask(self.p, asked, model))
+        asking = asyncio.ensure_future(ask(self.p, asked, self.alias if model is None else model))
         started, busy = asyncio.get_running_loop().time(), time.thread_time()
         assert (await self.p.get("/health"))[0] == 200
         assert time.thread_time() - busy < HEALTH_LIMIT
@@ -98,7 +101,7 @@ class Scene:
 
     async def health(self) -> dict[str, Any]:
         """What /v1/health says of the faulty provider."""
-        row: dict[str, Any] = (await self.p.get("/v1/health"))[1]["providers"]["bad"]
+        row: dict[str, Any] = (await self.p.get("/v1/health"))[1]["providers"][self.bad]
         return row
 
     async def metric(self, name: str, **labels: str) -> float:
@@ -112,22 +115,22 @@ class Scene:
                 if connection.answering:
                     await connection.closed.wait()
 
-    async def holds(self) -> None:
-        """What is true after every case, whatever it was."""
-        async with asyncio.timeout(SETTLED):
-            while (
-                total(told := await metrics(self.p), "mana_llm_requests_in_flight")
-                or self.p.app.gateway.pipeline.exchanges
-            ):
-                await asyncio.sleep(0.01)
-        told += self.p.log.getvalue()
-        told += "".join(f"{reply.headers}{reply.body!r}" for reply in self.replies)
-        for secret in (KEY, CLIENT_KEY, PROMPT):
-            assert secret not in told
-        for seen in (*self.faulty.seen, *self.good.seen):
+
+async def hold(scenes: Sequence[Scene]) -> None:
+    """What is true after every case over one proxy, whatever it was."""
+    p = scenes[0].p
+    async with asyncio.timeout(SETTLED):
+        while total(told := await metrics(p), "mana_llm_requests_in_flight") or p.app.gateway.pipeline.exchanges:
+            await asyncio.sleep(0.01)
+    told += p.log.getvalue()
+    for at in scenes:
+        told += "".join(f"{reply.headers}{reply.body!r}" for reply in at.replies)
+        for seen in (*at.faulty.seen, *at.good.seen):
             assert CLIENT_KEY not in str(seen.headers)
-        wrong = [line for line in self.log if line["level"] == "error" or line["event"] == "library"]
-        assert not wrong, wrong
+    for secret in (KEY, CLIENT_KEY, PROMPT):
+        assert secret not in told
+    wrong = [line for line in scenes[0].log if line["level"] == "error" or line["event"] == "library"]
+    assert not wrong, wrong
 
 
 def total(text: str, name: str, **labels: str) -> float:
@@ -154,9 +157,31 @@ async def scene(dialect: Dialect, script: Script, folder: Path, **more: Any) -> 
         providers = {"bad": dialect.config(faulty.url, **more), "good": openai(good.url)}
         ours = {"health": {"probe_timeout": 5}, **ours}
         async with proxy(settings(providers, **ours), folder) as p:
-            made = Scene(p, faulty, good, [])
+            made = Scene(p, faulty, good)
             yield made
-            await made.holds()
+            await hold([made])
+
+
+@asynccontextmanager
+async def scenes(
+    pairs: Sequence[tuple[Dialect, str]], script: Script, folder: Path, **more: Any
+) -> AsyncIterator[list[Scene]]:
+    """One proxy, and for each dialect a faulty provider and an alias of its own, over connections of that name.
+
+    A provider's name ends in that of its connections, by which conftest.py chooses them.
+    """
+    async with AsyncExitStack() as stack, upstream(each(answers)) as good:
+        faulty = [await stack.enter_async_context(upstream(script)) for _ in pairs]
+        names = [(f"bad-{number}-{connection}", f"good-{connection}") for number, (_, connection) in enumerate(pairs)]
+        providers = {well: openai(good.url) for _, well in names}
+        for (bad, _), (dialect, _), at in zip(names, pairs, faulty, strict=True):
+            providers[bad] = dialect.config(at.url, **more)
+        config = settings(providers, health={"probe_timeout": 5})
+        config["aliases"] |= {f"mana/{bad}": {"chain": [f"{bad}/m", f"{well}/m"]} for bad, well in names}
+        async with proxy(config, folder) as p:
+            made = [Scene(p, at, good, bad, well, f"mana/{bad}") for (bad, well), at in zip(names, faulty, strict=True)]
+            yield made
+            await hold(made)
 
 
 async def probed_or_asked(connection: Connection) -> Any:

@@ -5,59 +5,82 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.after import BROKEN, ENDLESS, Broken, endless, script
 from tests.faults.before import LIMIT
 from tests.faults.dialects import DIALECTS
-from tests.faults.matrix import CONNECTIONS, case
-from tests.faults.scene import LONG, Reply, request, scene
+from tests.faults.matrix import CONNECTIONS, together
+from tests.faults.scene import LONG, Reply, Scene, request, scene, scenes
 from tests.proxy import everything
 from tests.upstreams import DONE, Connection, Seen, chunk, each
 from tests.waiting import until
 
+Row = tuple[str, str]
+"""A kind of provider, and by which HTTP client."""
 CASES = [
-    case(
-        *(broken, kind, connection),
-        named=f"{broken.name}-{kind}-{connection}",
-        is_chosen=kind == "openai" or (number + place + turn) % 2 == 0,
-    )
+    row
     for number, broken in enumerate(BROKEN)
-    for place, kind in enumerate(DIALECTS)
-    for turn, connection in enumerate(CONNECTIONS)
+    for row in together(
+        broken,
+        [
+            ((kind, connection), kind == "openai" or (number + place + turn) % 2 == 0)
+            for place, kind in enumerate(DIALECTS)
+            for turn, connection in enumerate(CONNECTIONS)
+        ],
+        broken.name,
+    )
 ]
 
 
-@pytest.mark.parametrize(("broken", "kind", "connection"), CASES)
-async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kind: str) -> None:
+@pytest.mark.parametrize(("broken", "rows", "connection"), CASES)
+async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, rows: list[Row]) -> None:
     """At once, or at ``idle``; the log says *broken*; the connection to the provider is closed."""
     times = {"timeouts": {"idle": LIMIT}} if broken.costs else {}
-    async with scene(DIALECTS[kind], each(script(broken, DIALECTS[kind])), tmp_path, **times) as at:
-        path, body = request("stream")
-        async with at.p.client.post(at.p.url + path, json=body, timeout=LONG) as response:
-            first = await response.content.readany()
-            assert b"one" in first
-            at.faulty.go.set()
-            started = asyncio.get_running_loop().time()
-            raw = first + await asyncio.wait_for(everything(response), 10)
-            took = asyncio.get_running_loop().time() - started
-        at.replies.append(Reply(response.status, {}, raw, took))
-        assert took <= broken.costs + 1.0
-        events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: ")]
-        assert events[-1]["error"]["target"] == "bad/m"
-        assert raw.endswith(b"\n\n")
-        assert DONE not in raw
-        assert raw.count(b"one") == 1
-        assert b"two" not in raw
-        assert at.good.posts == []
-        if not broken.is_whole:
-            await at.closed()
-        row = await at.health()
-        targets = sum(target["consecutive_failures"] for target in row.get("targets", {}).values())
-        assert row["consecutive_failures"] + targets == 1
-        await until(lambda: at.logged("request"), 2)
-        assert at.logged("request")[0]["outcome"] == "broken"
+    pairs = [(DIALECTS[kind], connection) for kind, connection in rows]
+
+    async def play(connection: Connection, seen: Seen) -> None:
+        kind, _ = rows[providers.index(connection.upstream)]
+        await script(broken, DIALECTS[kind])(connection, seen)
+
+    async with scenes(pairs, each(play), tmp_path, **times) as made:
+        providers = [at.faulty for at in made]
+        for at in made:
+            await breaks(at, broken)
+
+
+async def breaks(at: Scene, broken: Broken) -> None:
+    """What one case looks like."""
+    path, body = request("stream", at.alias)
+    async with at.p.client.post(at.p.url + path, json=body, timeout=LONG) as response:
+        first = await response.content.readany()
+        assert b"one" in first
+        at.faulty.go.set()
+        started = asyncio.get_running_loop().time()
+        raw = first + await asyncio.wait_for(everything(response), 10)
+        took = asyncio.get_running_loop().time() - started
+    at.replies.append(Reply(response.status, {}, raw, took))
+    assert took <= broken.costs + 1.0
+    events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: ")]
+    assert events[-1]["error"]["target"] == f"{at.bad}/m"
+    assert raw.endswith(b"\n\n")
+    assert DONE not in raw
+    assert raw.count(b"one") == 1
+    assert b"two" not in raw
+    assert at.good.posts == []
+    if not broken.is_whole:
+        await at.closed()
+    row = await at.health()
+    targets = sum(target["consecutive_failures"] for target in row.get("targets", {}).values())
+    assert row["consecutive_failures"] + targets == 1
+    await until(lambda: ended(at), 2)
+    assert ended(at)[0]["outcome"] == "broken"
+
+
+def ended(at: Scene) -> list[dict[str, Any]]:
+    return [line for line in at.logged("request") if line["requested"] == at.alias]
 
 
 async def test_heartbeats_come_only_between_events(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.faults.before import FAULTS, LIMIT, Fault, armed
 from tests.faults.dialects import DIALECTS, Asked
-from tests.faults.matrix import CONNECTIONS, case
-from tests.faults.scene import Reply, Scene, metrics, scene, total
+from tests.faults.matrix import CONNECTIONS, together
+from tests.faults.scene import Reply, Scene, metrics, scenes, total
 from tests.upstreams import Upstream
 
 SLACK = 1.0
@@ -23,54 +23,65 @@ TIMES = {"first_byte_timeout": {"first_byte": LIMIT}, "read_timeout": {"idle": L
 ASKED: tuple[Asked, ...] = ("chat", "stream", "embeddings")
 
 
+Row = tuple[str, Asked, str]
+"""A kind of provider, what is asked for, and by which HTTP client."""
+
+
 def cases() -> Iterator[Any]:
     """The product; see matrix.py for what is chosen of it."""
     for number, fault in enumerate(FAULTS):
-        asked_for = [asked for asked in ASKED if asked in fault.asked]
-        for place, kind in enumerate(kind for kind in DIALECTS if kind in fault.kinds):
-            turn = number + place
-            for asked, connection in product(asked_for, CONNECTIONS):
-                is_its_turn = connection == CONNECTIONS[turn % 2]
-                next_asked = asked_for[(turn + (not is_its_turn)) % len(asked_for)]
-                both = fault.is_below_http and kind == "openai"
-                yield case(
-                    *(fault, kind, asked, connection),
-                    named=f"{fault.name}-{kind}-{asked}-{connection}",
-                    is_chosen=asked == next_asked and (is_its_turn or both),
-                )
+        yield from together(fault, rows(fault, number), fault.name)
 
 
-@pytest.mark.parametrize(("fault", "kind", "asked", "connection"), list(cases()))
-async def test_a_fault_before_the_first_byte(tmp_path: Path, fault: Fault, kind: str, asked: Asked) -> None:
+def rows(fault: Fault, number: int) -> Iterator[tuple[Row, bool]]:
+    asked_for = [asked for asked in ASKED if asked in fault.asked]
+    for place, kind in enumerate(kind for kind in DIALECTS if kind in fault.kinds):
+        turn = number + place
+        for asked, connection in product(asked_for, CONNECTIONS):
+            is_its_turn = connection == CONNECTIONS[turn % 2]
+            next_asked = asked_for[(turn + (not is_its_turn)) % len(asked_for)]
+            both = fault.is_below_http and kind == "openai"
+            yield (kind, asked, connection), asked == next_asked and (is_its_turn or both)
+
+
+@pytest.mark.parametrize(("fault", "rows", "connection"), list(cases()))
+async def test_a_fault_before_the_first_byte(tmp_path: Path, fault: Fault, rows: list[Row]) -> None:
     """Falls back within what the fault costs; alone it is a 503 with the reason; then it is skipped; all is closed."""
     times = TIMES[fault.reason] if fault.costs else {}
-    async with scene(DIALECTS[kind], armed(fault), tmp_path, timeouts=times) as at:
-        await arm(at.faulty)
-        fell_back(await at.ask(asked), fault.costs)
-        [failed] = at.logged("attempt failed")
-        reason = failed["reason"]
-        assert fault.allows(reason, kind), failed
-        assert await blamed(at, fault) == (0 if fault.blames == "cools" else 1)
-        text = await metrics(at.p)
-        assert total(text, "mana_llm_fallback_total", reason=reason) == 1
-        assert total(text, "mana_llm_llm_errors_total", provider="bad", error_type=reason) == 1
-
-        alone = await at.ask(asked, "bad/m")
-        assert alone.status == (429 if reason == "rate_limited" else 503)
-        assert [a["reason"] for a in alone.json["error"]["attempts"]] == [
-            "cooling" if fault.blames == "cools" else reason
-        ]
-        assert int(alone.headers["retry-after"]) >= 1
-
-        skipped = await at.ask(asked)
-        fell_back(skipped, 0.0)
-        assert skipped.attempts == 1
-        if not fault.act.__qualname__.startswith("answers."):
-            await at.closed()
+    pairs = [(DIALECTS[kind], connection) for kind, _, connection in rows]
+    async with scenes(pairs, armed(fault), tmp_path, timeouts=times) as made:
+        reasons = [await told(at, fault, *row) for at, row in zip(made, rows, strict=True)]
+        text = await metrics(made[0].p)
+        for at, reason in zip(made, reasons, strict=True):
+            asked_alone = fault.blames != "cools"
+            assert total(text, "mana_llm_fallback_total", from_model=f"{at.bad}/m", reason=reason) == 1
+            assert total(text, "mana_llm_llm_errors_total", provider=at.bad, error_type=reason) == 1 + asked_alone
 
 
-def fell_back(reply: Reply, costs: float) -> None:
-    assert (reply.status, reply.resolved) == (200, "good/m"), reply
+async def told(at: Scene, fault: Fault, kind: str, asked: Asked, connection: str) -> str:
+    """The reason that is told of one case."""
+    await arm(at.faulty)
+    fell_back(at, await at.ask(asked), fault.costs)
+    [failed] = [line for line in at.logged("attempt failed") if line["provider"] == at.bad]
+    reason = str(failed["reason"])
+    assert fault.allows(reason, kind), failed
+    assert await blamed(at, fault) == (0 if fault.blames == "cools" else 1)
+
+    alone = await at.ask(asked, f"{at.bad}/m")
+    assert alone.status == (429 if reason == "rate_limited" else 503)
+    assert [a["reason"] for a in alone.json["error"]["attempts"]] == ["cooling" if fault.blames == "cools" else reason]
+    assert int(alone.headers["retry-after"]) >= 1
+
+    skipped = await at.ask(asked)
+    fell_back(at, skipped, 0.0)
+    assert skipped.attempts == 1
+    if not fault.act.__qualname__.startswith("answers."):
+        await at.closed()
+    return reason
+
+
+def fell_back(at: Scene, reply: Reply, costs: float) -> None:
+    assert (reply.status, reply.resolved) == (200, f"{at.well}/m"), (at.bad, reply)
     assert costs - 0.05 <= reply.seconds <= costs + SLACK
 
 

@@ -14,7 +14,7 @@ from tests.faults.before import LIMIT, full_backlog
 from tests.faults.dialects import DIALECTS, Asked
 from tests.faults.matrix import turns
 from tests.faults.scene import ask, scene
-from tests.proxy import openai, proxy, settings
+from tests.proxy import BIG, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, completion, each, upstream
 from tests.waiting import until
 
@@ -188,7 +188,7 @@ async def test_a_server_that_reads_nothing(tmp_path: Path) -> None:
 
     probes = {"health": {"probe_timeout": 0.1}}
     async with scene(DIALECTS["openai"], deaf, tmp_path, timeouts={"first_byte": LIMIT}, proxy=probes) as at:
-        big = {"model": "mana/test", "messages": [{"role": "user", "content": "x" * 20_000_000}]}
+        big = {"model": "mana/test", "messages": [{"role": "user", "content": "x" * BIG}]}
         data = io.BytesIO(json.dumps(big).encode())
         started = asyncio.get_running_loop().time()
         async with at.p.client.post(f"{at.p.url}/v1/chat/completions", data=data) as response:

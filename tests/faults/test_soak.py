@@ -53,10 +53,11 @@ class Soak:
         self.descriptors: list[int] = []
         self.dice = random.Random(SEED)
 
-    async def run(self, seconds: float) -> Pulse:
+    async def run(self, seconds: float, many: int) -> Pulse:
+        """`many`: clients of each kind."""
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             async with pulse(self.running.url) as beat:
-                clients = [asyncio.ensure_future(self.clients(session, kind)) for kind in KINDS for _ in range(5)]
+                clients = [asyncio.ensure_future(self.clients(session, kind)) for kind in KINDS for _ in range(many)]
                 weather = [asyncio.ensure_future(part) for part in (self.deaths(), self.reloading(), self.watch())]
                 await asyncio.wait(clients + weather, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
                 self.over = True  # not cancelled: asyncio loses a socket whose connecting is cancelled
@@ -134,8 +135,8 @@ class Soak:
 
 
 @pytest.mark.timeout(SOAK + 120)
-@pytest.mark.parametrize("seconds", [pytest.param(SOAK, marks=pytest.mark.heavy), 2.5])
-async def test_soak(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(("seconds", "many"), [pytest.param(SOAK, 5, marks=pytest.mark.heavy), (2.5, 2)])
+async def test_soak(tmp_path: Path, seconds: float, many: int) -> None:
     """No unexpected error; memory and descriptors flat; the loop free."""
     async with upstream(each(human)) as one, upstream(each(human)) as two, upstream(each(human)) as rock:
         providers = {name: openai(u.url) for name, u in (("one", one), ("two", two), ("rock", rock))}
@@ -143,7 +144,7 @@ async def test_soak(tmp_path: Path, seconds: float) -> None:
         config = settings(providers, health=health, log={"level": "info"})
         async with process(config, tmp_path) as running:
             soak = Soak(running, tmp_path / "proxy.yaml", config, [one, two])
-            beat = await soak.run(seconds)
+            beat = await soak.run(seconds, many)
             settled = time.monotonic() + 5
             while (left := len(os.listdir(f"/proc/{running.pid}/fd"))) > 40 and time.monotonic() < settled:
                 await asyncio.sleep(0.1)

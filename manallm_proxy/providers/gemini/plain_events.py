@@ -21,7 +21,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode, split_object
 from manallm_proxy.openai.plain_text import are_texts, is_string
 
 _DATA: Final = b"data: "
-_TEXT: Final = re.compile(rb'"text"\s*:\s*("(?:[^"\\]|\\.)*")')
+_TEXT: Final = re.compile(rb'"text"\s*:\s*("(?:[^"\\]++|\\.)*+")')
 _USAGE: Final = "usageMetadata"
 _COUNTERS: Final = msgspec.json.Decoder(dict[str, Any])
 _EACH: Final = msgspec.json.Decoder(list[msgspec.Raw])

@@ -80,7 +80,7 @@ class PlainLines:
             return
         key, text = (self.key, delta.content) if delta.content else (_THINKING, delta.reasoning)
         date = _DATE.search(data)
-        found = re.search(rb'"%b"\s*:\s*("(?:[^"\\]|\\.)*")' % key, data)
+        found = re.search(rb'"%b"\s*:\s*("(?:[^"\\]++|\\.)*+")' % key, data)
         if date is None or found is None or date.end() > found.start():
             return
         try:

@@ -25,8 +25,8 @@ _KEYS: Final = {
     key: re.compile(rb'"%b"\s*:\s*' % key.encode())
     for key in ("content", "reasoning_content", "reasoning", "arguments")
 }
-_QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)"\s*:\s*("(?:[^"\\]|\\.)+")')
+_QUOTED: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)"\s*:\s*("(?:[^"\\]++|\\.)++")')
 """The text in a relayed chunk, for which the kind of text does not matter."""
 _PADDING: Final = b',"obfuscation":"'
 _PADDED: Final = re.compile(rb',"obfuscation":"[^"\\\x00-\x1f]*"\}\n\n')
