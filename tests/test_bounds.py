@@ -458,7 +458,8 @@ async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path) -> N
 
 
 async def test_the_memory_of_one_request_that_is_stored(tmp_path: Path) -> None:
-    """Four times, where another provider would take it as it is: instructions, which are repeated, and a picture."""
+    """Four times, where another provider would take it as it is, in the chain or not: instructions, which are repeated,
+    and a picture."""
     text = "iVBORw0KGgoA" + "A" * 8 * MIB
     picture = {"type": "input_image", "image_url": f"data:image/png;base64,{text}"}
     hi = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
@@ -469,11 +470,18 @@ async def test_the_memory_of_one_request_that_is_stored(tmp_path: Path) -> None:
         }
         async with process(settings(providers), tmp_path) as running:
             port = int(running.url.rpartition(":")[2])
-            for more in ({"input": [hi], "instructions": text}, {"input": [{"role": "user", "content": [picture]}]}):
-                body = msgspec.json.encode({"model": "l/m", **more})
+            told: dict[str, Any] = {"input": [hi], "instructions": text}
+            shown: dict[str, Any] = {"input": [{"role": "user", "content": [picture]}]}
+            for model, more in (
+                ("l/m", told),
+                ("l/m", shown),
+                ("mana/test", told),
+                ("mana/test", {**told, "stream": True}),
+            ):
+                body = msgspec.json.encode({"model": model, **more})
                 with peak(running.pid) as taken:
                     assert (await raw_post(port, "/v1/responses", body)).startswith(b"HTTP/1.1 200")
-                assert taken.mib <= 4.6 * len(body) / MIB, [*more]
+                assert taken.mib <= 4.6 * len(body) / MIB, (model, [*more])
 
 
 async def test_the_memory_of_an_answer_that_is_told_again(tmp_path: Path) -> None:

@@ -189,6 +189,16 @@ class Call:
         digits, body = b"%d" % most, memoryview(self.body)  # which is copied once, though it may be long
         return evolve(self, body=b"".join((body[:start], digits.ljust(end - start), body[end:])))
 
+    def forget(self) -> list[Any]:
+        """Drops the request itself, once a target has answered, and so no other one will be asked. Returns what was
+        dropped, for the caller to free."""
+        held: list[Any] = [self.body, self.own, self.native]
+        if self.native is not None:
+            held += self.native.forget()
+        self.body, self.own, self.native = b"", None, None
+        self.summary.forget()
+        return held
+
     def text_size(self) -> int:
         """Bytes of the request without its images, whose token count does not follow from their bytes."""
         return self.sizes()[0]
@@ -228,6 +238,9 @@ class Native(Protocol):
     def translate(self, *, for_all: bool) -> Call:
         """The call as all other providers get it, or why there is none. `for_all`: none will get what `write` makes, so
         that need not be possible any more. Raises InvalidRequest."""
+
+    def forget(self) -> list[Any]:
+        """As `Call.forget`: what others refer to as well."""
 
 
 TryWrite = Callable[[StreamBatch | bytes], bool]

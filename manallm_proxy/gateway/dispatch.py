@@ -18,7 +18,7 @@ from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.request_plan import RequestPlan
 from manallm_proxy.gateway.trace_context import headers_for
 from manallm_proxy.openai.deferred_free import free_later
-from manallm_proxy.openai.large import offload
+from manallm_proxy.openai.large import LARGE_BYTES, free_in_thread, offload
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.catalog import Catalog
@@ -53,6 +53,7 @@ class Dispatch:
             self.plan.settle(attempt.entry, answer.usage, 0)
         if answer.dimensions is not None:
             self.generation.check_dimensions(self.walk.chain, self.call, attempt.entry, answer.dimensions)
+        self._forget_large()
         return answer, attempt.entry
 
     async def opened(self, beat: Callable[[], Awaitable[None]]) -> Attempt[relay.Opened]:
@@ -61,8 +62,16 @@ class Dispatch:
         walking = self.plan.walk.run(ask, self.asked, relay.Opened.aclose)
         silence = self.generation.config.streaming.early_heartbeat
         if silence > 0 and not self.call.endpoint.is_opaque:  # only its provider knows the content type
-            return await in_background(walking, silence, beat)
-        return await walking
+            attempt = await in_background(walking, silence, beat)
+        else:
+            attempt = await walking
+        self._forget_large()
+        return attempt
+
+    def _forget_large(self) -> None:
+        """Drops a large request: the answer, which may repeat it, takes its room."""
+        if len(self.call.body) > LARGE_BYTES:
+            free_in_thread(self.call.forget())
 
     @property
     def asked(self) -> str:

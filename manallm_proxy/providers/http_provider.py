@@ -32,7 +32,7 @@ from manallm_proxy.openai.large import ANSWER_ELEMENTS, is_large, offload
 from manallm_proxy.providers.answer_bounds import checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.gathering import Parts, gather, joined
-from manallm_proxy.providers.message_masking import set_provider_message
+from manallm_proxy.providers.message_masking import REQUEST_LIMIT, set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import redact_secrets
@@ -96,7 +96,7 @@ class HttpProvider:
         try:
             return await self._answer(call, entry, [joined(parts)], response.content_type)
         except ProviderError as error:
-            raise self.redacted(self.with_listed_status(error), call) from None
+            raise self.redacted(self.with_listed_status(error), call.body) from None
 
     async def _answer(self, call: Call, entry: Entry, body: list[bytes], content_type: str) -> Answer:
         """Decodes the answer, in a thread if it is large. `body`: a list of one, emptied to free it early."""
@@ -118,7 +118,8 @@ class HttpProvider:
         """See `provider.Provider`."""
         response = await self._post(call, entry, until)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        return HttpStream(self, response, translator, call, getattr(translator, "relayed", None))
+        masking = call.body if len(call.body) <= REQUEST_LIMIT else b""  # see `message_masking`
+        return HttpStream(self, response, translator, masking, getattr(translator, "relayed", None))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -190,16 +191,16 @@ class HttpProvider:
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
-        raise self.redacted(self.with_listed_status(refusal), call)
+        raise self.redacted(self.with_listed_status(refusal), call.body)
 
     def with_listed_status(self, error: ProviderError) -> ProviderError:
         """`error`, made retryable if its status is listed under ``extra_retryable_statuses``."""
         return as_retryable(error, self.address.name, self.extra_retryable_statuses)
 
-    def redacted(self, error: ProviderError, call: Call) -> ProviderError:
-        """`error` without our keys, and with the provider's message masked for the log."""
+    def redacted(self, error: ProviderError, asked: bytes) -> ProviderError:
+        """`error` without our keys, and with the provider's message masked for the log. `asked`: the request."""
         error = redact_secrets(error, *self.address.secrets)
-        set_provider_message(error, call.body)
+        set_provider_message(error, asked)
         return error
 
     def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:
@@ -236,7 +237,8 @@ class HttpStream:
     _provider: HttpProvider
     _response: Response
     _translator: Translator
-    _call: Call
+    _asked: bytes = field(repr=False)
+    """The request, or nothing if it is too large for `message_masking`."""
     _relayed: Callable[[bytes], bytes] | None
     """See `wire.Relays`."""
     _idle: float | None = None
@@ -315,7 +317,7 @@ class HttpStream:
     def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
         """`batch` with `error` redacted; before the commit it may become retryable, afterwards the client gets it."""
         error = self._provider.with_listed_status(error) if self._idle is None else error
-        return evolve(batch, error=self._provider.redacted(error, self._call))
+        return evolve(batch, error=self._provider.redacted(error, self._asked))
 
     def commit(self, idle: float) -> None:
         """See `provider.Stream`. Only time spent waiting for the provider counts, not for the client."""

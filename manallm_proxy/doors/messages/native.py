@@ -69,6 +69,10 @@ class NativeForm:
         except Untranslatable as refusal:
             return Call(self.dialect, self.summary, self.body, self.request_id, refusal=refusal)
 
+    def forget(self) -> list[Any]:
+        self.summary.forget()
+        return []
+
 
 def native_call(call: Call) -> Call:
     """The call for a provider that accepts Messages. Raises InvalidRequest."""

@@ -80,7 +80,7 @@ class ResponsesDoor:
         call.is_large = call.is_large or form.is_long
         kept = await offload(form.is_long, _kept, form)
         if form.is_long:
-            form.forget(is_translated=call.native is None)
+            form.shorten(is_translated=call.native is None)
         return self._begun(form, call, kept, client)
 
     async def _read_aside(self, body: bytes, client: Client) -> Reading:

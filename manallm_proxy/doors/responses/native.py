@@ -58,12 +58,19 @@ class NativeForm:
         """Its own, each reference resolved."""
         return self.asked.items() if self.resolved is None else self.resolved
 
-    def forget(self, *, is_translated: bool) -> None:
+    def shorten(self, *, is_translated: bool) -> None:
         """Drops what can be decoded again; and the body, unless the request `is_translated` for all who may get it."""
         if self.resolved is None:
             self.asked.forget()
         if is_translated:
             self.asked.body = b""
+
+    def forget(self) -> list[Any]:
+        """See `provider.Native`: the answer's reply refers to what was asked."""
+        held = [self.asked.body]
+        self.shorten(is_translated=True)
+        self.asked.summary.forget()
+        return held
 
     @property
     def is_long(self) -> bool:
@@ -116,7 +123,7 @@ class NativeForm:
             return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
         finally:
             if self.is_long:
-                self.forget(is_translated=for_all)
+                self.shorten(is_translated=for_all)
 
     def _before(self, provider: str) -> list[Fields]:
         """Items of earlier responses, as far as `provider` can read them."""

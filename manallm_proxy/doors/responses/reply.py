@@ -208,7 +208,8 @@ class ResponsesReply:
 
     def end_in_parts(self, usage: Usage | None) -> Iterator[bytes]:
         """See `door.PartedReply`."""
-        if self._relayed or self._answer.failed or self._refused is not None or not self._answer.is_long:
+        is_long = self._answer.is_long or self._shell.is_long
+        if self._relayed or self._answer.failed or self._refused is not None or not is_long:
             yield self.end(usage)
             return
         yield from self._parts(self._begin(), chain(self._answer.end(), self._completed(usage)))
