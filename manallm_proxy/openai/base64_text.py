@@ -11,6 +11,7 @@ from manallm_proxy.openai.joined import joined_text
 _SLICE: Final = 256 * 1024
 """Characters decoded per call; a multiple of four, which make three bytes."""
 _FIRST: Final = 16
+_FIRST_ALPHABET: Final = bytes.maketrans(b"-_", b"+/")
 _OTHERS: Final = "-_\n\r"
 """Of the second alphabet, and between lines."""
 
@@ -50,6 +51,17 @@ def plain(text: str) -> str:
         text = joined_text([*map(_in_first_alphabet, pieces)])
     padding = "=" * (-len(text) % 4)
     return joined_text([text, padding]) if padding else text
+
+
+def in_first_alphabet(text: memoryview) -> Iterator[bytes]:
+    """`text`, given in either alphabet, in pieces."""
+    return (bytes(text[at : at + _SLICE]).translate(_FIRST_ALPHABET) for at in range(0, len(text), _SLICE))
+
+
+def is_base64_line(text: bytes, start: int, end: int) -> bool:
+    """As `is_base64` of ``text[start:end]``, which may be JSON; False for what is not in one line."""
+    pieces = in_first_alphabet(memoryview(text)[start:end])
+    return bool(_first_of(piece + b"=" * (-len(piece) % 4) for piece in pieces))
 
 
 def _in_first_alphabet(text: str) -> str:

@@ -5,12 +5,13 @@ and to decode and to encode it takes most of a translation's time. So a request 
 place of each long text, translated, and written with the text's own bytes where the stand-in is then.
 
 A stand-in begins as its text does, so that what looks at a text's beginning sees no difference. It ends with a random
-word that no client can know, in quotes: their backslashes tell how often what holds it was encoded, and so how often
-the text is to be.
+word that no client can know and the place of the rest, in quotes: their backslashes tell how often what holds it was
+encoded, and so how often the text is to be.
 
 Base64, such as a picture's, is checked when its request is decoded. What stands in for it is base64 too, without
 quotes, since nothing in base64 is ever escaped: whoever checks it, takes a data URI apart or looks at the first bytes
-need not know.
+need not know. It is in the same alphabet, and padded if the text is: who changes these (`base64_text.plain`) changes
+the stand-in, and so the text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from manallm_proxy.contract.provider import Span
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.spliced import Body, Part, Spliced
 from manallm_proxy.openai import sliced
-from manallm_proxy.openai.base64_text import first_bytes
+from manallm_proxy.openai.base64_text import in_first_alphabet, is_base64_line
+from manallm_proxy.openai.character_counts import number_of
 from manallm_proxy.openai.joined import Growing, joined_bytes
 from manallm_proxy.openai.json_object import (
     DecodeErrors,
@@ -41,25 +43,30 @@ from manallm_proxy.openai.json_object import (
     object_bytes,
     positions,
 )
-from manallm_proxy.openai.long_strings import LEAST as LONG
 from manallm_proxy.openai.long_strings import LongString, long_strings
 from manallm_proxy.openai.request_fields import Fields, decoded
 from manallm_proxy.openai.sliced_writer import encoded_pieces
 
 LEAST: Final = sliced.LARGE_BYTES
 """Min bytes of a request in which texts get stand-ins."""
-_HEAD: Final = 64
+_HEAD: Final = 32
 """Max bytes that a stand-in and its text have in common."""
 _BASE64_HEAD: Final = 256
 """The same of base64, in a data URI after its comma. A multiple of four."""
-_WIDE: Final = 512
-"""Min bytes of a text that gets a stand-in where others may have characters for which Python holds four bytes."""
+_LONG: Final = 512
+"""Min bytes of a text that gets a stand-in."""
+_SHORT: Final = 64
+"""The same in a request of more than `_MUCH` and among more than `_MANY` objects. To find them takes longer, but a short
+text with an emoji takes four bytes for each character, and as many again where several are joined."""
+_MUCH: Final = 4 * 2**20
+"""Bytes. Where there are fewer, to decode them takes no more than 32 MiB beside three times their size."""
+_MANY: Final = 5000
 _TEXTS: Final = frozenset(
     {b"text", b"content", b"output", b"instructions", b"system", b"prompt", b"arguments", b"thinking"}
     | {b"reasoning", b"reasoning_content", b"refusal"}
 )
 """The members that hold texts."""
-_BASE64: Final = frozenset({b"data", b"file_data", b"image_url", b"result", b"url"})
+_BASE64: Final = frozenset({b"data", b"file_data", b"image_url", b"images", b"result", b"url"})
 """Those that hold base64 or a data URI. Anything else in them is decoded: a mistake is then found as in any request."""
 _READ: Final = frozenset(
     {b"encrypted_content", b"manallm_carried", b"signature", b"thought_signature"}
@@ -70,14 +77,18 @@ _READ: Final = frozenset(
 """Those that are read, compared or looked up, and so have to be decoded. All others are a tool's arguments."""
 _OTHERS: Final = 64 * 1024
 """Min bytes of other members that get stand-ins."""
+_VIEWED: Final = 1024
+"""Min bytes of a text that is not copied to be written."""
 _IMAGE: Final = b"![image]("
 """Where a text may hold an image that is cut out, see `assistant_message.without_image_links`."""
 _IMAGE_ESCAPED: Final = re.compile(rb"\\u00(?:21|28|5[bBdD]|6[1579dD])")
 """A character of that which is written as an escape, as no usual client does."""
 _NOWHERE: Final[Mapping[str, Span]] = MappingProxyType({})
-_TAIL: Final = re.compile(rb':(\d+)(\\*)"')
-_BASE64_TAIL: Final = re.compile(rb"\d{9}")
-"""With the word a multiple of four characters."""
+_TAIL: Final = re.compile(rb':(\d+)-(\d+)(h?)(\\*)"')
+"""Start and end of the text; whether it is `_Text.halved`."""
+_BASE64_TAIL: Final = re.compile(rb"(\d{10})(\d{11})(?:----|(\+{4}))?A{0,3}(=*)")
+"""Start and end of the text, with the word a multiple of four characters; some of the second alphabet, if the text has
+any, or what became of them; as many as the text is over a multiple of four; the padding that was added to them."""
 _ESCAPES: Final = {1: 0, 3: 1, 7: 2, 15: 3}
 """How often a text is escaped once more, by the backslashes before the quotes of its stand-in."""
 
@@ -93,7 +104,41 @@ class _Text:
     start: int
     end: int
     halved: bool = False
-    is_base64: bool = False
+
+    def stand_in(self, body: bytes, word: bytes) -> bytes:
+        """What is in the request `body` instead of it."""
+        return b'~\\"%b:%d-%d%b\\"' % (word, self.start, self.end, b"h" if self.halved else b"")
+
+    def written(self, body: bytes, escapes: int) -> Iterator[Part]:
+        """The text, escaped so often once more."""
+        if not escapes and not self.halved:
+            yield memoryview(body)[self.start : self.end]
+            return
+        for piece in sliced.string_pieces(body, self.start, self.end):
+            part = encode(decode_leniently(b'"%b"' % piece))[1:-1]  # as what is around it was written
+            for _ in range(escapes):
+                part = part.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+            yield part
+
+
+@frozen
+class _Base64:
+    """The same of base64. ``is_plain``: it is to be written in the first alphabet. ``padding``: to be added."""
+
+    start: int
+    end: int
+    is_plain: bool = False
+    padding: bytes = b""
+
+    def stand_in(self, body: bytes, word: bytes) -> bytes:
+        others = any(contains(body, other, self.start - _BASE64_HEAD, self.end) for other in (b"-", b"_"))
+        over = b"A" * ((self.end - self.start) % 4)
+        return b"%b%010d%011d%b%b" % (word, self.start, self.end, b"----" if others else b"", over)
+
+    def written(self, body: bytes, _escapes: int) -> Iterator[Part]:
+        rest = memoryview(body)[self.start : self.end]
+        yield from in_first_alphabet(rest) if self.is_plain else (rest,)
+        yield self.padding
 
 
 @define(eq=False)
@@ -101,37 +146,27 @@ class StandIns:
     """The stand-ins in one request, whose bytes are ``_body``, and what is done with the request's values for them."""
 
     _body: bytes = field(default=b"", repr=False)
-    _texts: list[_Text] = field(factory=list, repr=False)
     _word: str = ""
+    """Empty where there are none."""
 
     def encode(self, value: Any, large: bool = False) -> Body:
         """`value` with the texts themselves: as `json_object.encode`. `large`: in several short calls."""
-        if not self._texts:
+        if not self._word:
             return encode_whole(value) if large else encode(value)
-        return Spliced(tuple(self._parts(value)))
+        return Spliced(tuple(_joined_short(self._parts(value))))
 
     def encode_whole(self, value: Any) -> bytes:
         """The same in one piece, in several short calls."""
-        return joined_bytes(self._parts(value)) if self._texts else encode_whole(value)
+        return joined_bytes(self._parts(value)) if self._word else encode_whole(value)
 
     def object_bytes(self, text: str) -> bytes | None:
         """As `json_object.object_bytes` for the text itself that `text` may stand for."""
-        if not self._texts or self._word not in text:
+        if not self._word or self._word not in text:
             return object_bytes(text)
         begin = text.lstrip(" \t\r\n")
         if not begin.startswith(("{", f'~"{self._word}')):  # all that is before the stand-in may be blank
             return None
         return checked_object(joined_bytes(self._utf8(text)))
-
-    def shortened(self) -> bytes:
-        """The request as it is decoded."""
-        rest, at, growing = memoryview(self._body), 0, Growing()
-        for n, text in enumerate(self._texts):
-            growing.add(rest[at : text.start])
-            growing.add((b"%b%09d" if text.is_base64 else b'~\\"%b:%d\\"') % (self._word.encode(), n))
-            at = text.end
-        growing.add(rest[at:])
-        return growing.take()
 
     def _parts(self, value: Any) -> Iterator[Part]:
         """`value`, encoded, with the texts in place of their stand-ins."""
@@ -149,44 +184,46 @@ class StandIns:
         rest, at = memoryview(data), 0
         for start, end, text, escapes in self._places(data):
             yield rest[at:start]
-            yield from self._written(text, escapes)
+            yield from text.written(self._body, escapes)
             at = end
         yield rest[at:]
 
-    def _places(self, data: bytes) -> Iterator[tuple[int, int, _Text, int]]:
+    def _places(self, data: bytes) -> Iterator[tuple[int, int, _Text | _Base64, int]]:
         """Start and end of each stand-in, its text, and how often that is to be escaped once more."""
         for place in positions(data, self._word.encode()):
             after = place + len(self._word)
-            if (number := _BASE64_TAIL.match(data, after)) is not None:
-                yield place, number.end(), self._texts[int(number[0])], 0
+            if (tail := _BASE64_TAIL.match(data, after)) is not None:
+                yield place, tail.end(), _Base64(int(tail[1]), int(tail[2]), bool(tail[3]), tail[4]), 0
                 continue
             tail = _TAIL.match(data, after)
             before = data[max(place - 2 - max(_ESCAPES), 0) : place]
-            slashes = len(tail[2]) if tail is not None else 0
+            slashes = len(tail[4]) if tail is not None else 0
             if tail is None or slashes not in _ESCAPES or not before.endswith(b"~" + b"\\" * slashes + b'"'):
                 raise _Misplaced
-            yield place - 2 - slashes, tail.end(), self._texts[int(tail[1])], _ESCAPES[slashes]
-
-    def _written(self, text: _Text, escapes: int) -> Iterator[Part]:
-        if not escapes and not text.halved:
-            yield memoryview(self._body)[text.start : text.end]
-            return
-        for piece in sliced.string_pieces(self._body, text.start, text.end):
-            part = encode(decode_leniently(b'"%b"' % piece))[1:-1]  # as what is around it was written
-            for _ in range(escapes):
-                part = part.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-            yield part
+            text = _Text(int(tail[1]), int(tail[2]), bool(tail[3]))
+            yield place - 2 - slashes, tail.end(), text, _ESCAPES[slashes]
 
     def _utf8(self, text: str) -> Iterator[bytes]:
         """`text` itself, in UTF-8."""
         at = 0
-        for found in re.finditer(f'~"{self._word}:(\\d+)"', text):
+        for found in re.finditer(f'~"{self._word}:(\\d+)-(\\d+)h?"', text):
             yield text[at : found.start()].encode()
-            carried = self._texts[int(found[1])]
-            for piece in sliced.string_pieces(self._body, carried.start, carried.end):
+            for piece in sliced.string_pieces(self._body, int(found[1]), int(found[2])):
                 yield str(decode_leniently(b'"%b"' % piece)).encode()
             at = found.end()
         yield text[at:].encode()
+
+
+def _joined_short(parts: Iterator[Part]) -> Iterator[Part]:
+    """`parts`, the short ones that follow each other as one: a view of 100 bytes takes 200 itself."""
+    growing = Growing()
+    for part in parts:
+        if len(part) > _VIEWED:
+            yield growing.take()
+            yield part
+        else:
+            growing.add(part)
+    yield growing.take()
 
 
 _NONE: Final = StandIns()
@@ -203,22 +240,27 @@ def read_texts(
     if len(body) <= LEAST:
         return decoded(body), _NONE
     ranges = [spans[key] for key in keys if key in spans] if spans else [(0, len(body))]
-    least = LONG if body.isascii() and not contains(body, b"\\u") else _WIDE
-    strings = (each for span in sorted(ranges) for each in long_strings(body, *span, least))
-    texts = [text for each in strings if (text := _carried(body, each)) is not None]
-    if not texts:
+    least = _SHORT if len(body) > _MUCH and number_of(b"{", body, _MANY) > _MANY else _LONG
+    word = f"manallm{secrets.token_hex(8)}"
+    rest, at, shortened = memoryview(body), 0, Growing()
+    for span in sorted(ranges):
+        for string in long_strings(body, *span, least):
+            if (text := _carried(body, string)) is not None:
+                shortened.add(rest[at : text.start])
+                shortened.add(text.stand_in(body, word.encode()))
+                at = text.end
+    if not at:
         return decoded(body), _NONE
-    found = StandIns(body, texts, f"manallm{secrets.token_hex(16)}")
-    return decoded(found.shortened()), found
+    shortened.add(rest[at:])
+    return decoded(shortened.take()), StandIns(body, word)
 
 
-def _carried(body: bytes, string: LongString) -> _Text | None:
+def _carried(body: bytes, string: LongString) -> _Text | _Base64 | None:
     """What gets a stand-in of `string`; None if it is decoded."""
     if string.key in _BASE64:
         start = 1 + body.find(b",", string.start, string.start + _BASE64_HEAD) or string.start
         end = start + _BASE64_HEAD
-        is_one = end < string.end and first_bytes(body, start, string.end)
-        return _Text(end, string.end, is_base64=True) if is_one else None
+        return _Base64(end, string.end) if end < string.end and is_base64_line(body, start, string.end) else None
     if string.key not in _TEXTS and (string.key in _READ or string.end - string.start < _OTHERS):
         return None
     if _may_hold_image(body, string.start, string.end):

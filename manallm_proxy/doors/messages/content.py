@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import Untranslatable
@@ -15,14 +16,24 @@ _NAME_LIMIT: Final = 64
 """Max characters of a client's text that an error message quotes."""
 
 
-def blocks_of(content: object, path: str) -> list[tuple[Fields, str, str]]:
+def blocks_of(content: object, path: str) -> Iterator[tuple[Fields, str, str]]:
     """(block, type, path) of each block. A string is one text block."""
     if isinstance(content, str):
-        return [({"type": TEXT, "text": content}, TEXT, path)]
+        yield {"type": TEXT, "text": content}, TEXT, path
+        return
     if not isinstance(content, list):
         raise wrong(path, "a string or an array of blocks")
-    rows = enumerate(all_of(dict, content, path))
-    return [(block, required(block, "type", str, f"{path}[{n}]."), f"{path}[{n}]") for n, block in rows]
+    for n, block in enumerate(all_of(dict, content, path)):
+        yield block, required(block, "type", str, f"{path}[{n}]."), f"{path}[{n}]"
+
+
+def only_text(content: object, path: str) -> str | None:
+    """The text of blocks that are all texts, each on a line: no parts are made, since short texts take less."""
+    if not (isinstance(content, list) and content):
+        return None
+    if not all(isinstance(block, dict) and block.get("type") == TEXT for block in content):
+        return None
+    return joined_lines(required(block, "text", str, f"{path}[{n}].") for n, block in enumerate(content))
 
 
 def unknown_block(kind: str, path: str, known: tuple[str, ...]) -> Untranslatable:
@@ -57,6 +68,8 @@ def text_part(text: str) -> Fields:
 
 def text_of(content: object, path: str) -> str:
     """Content that can only be text, each block on a line. Raises InvalidRequest for other blocks."""
+    if (text := only_text(content, path)) is not None:
+        return text
     blocks = blocks_of(content, path)
     parts = [part for block, kind, at in blocks for part in parts_of(block, kind, at, (TEXT,))]
     return joined_lines(part["text"] for part in parts)

@@ -18,6 +18,7 @@ from manallm_proxy.doors.messages.content import (
     blocks_of,
     content_of,
     cut,
+    only_text,
     parts_of,
     text_of,
     text_part,
@@ -93,6 +94,9 @@ class History:
             self._add({"role": "system", "content": text}, path.removesuffix(".content"))
 
     def _user(self, content: object, path: str) -> None:
+        if (text := only_text(content, path)) is not None:
+            self._add({"role": "user", "content": text}, path.removesuffix(".content"))
+            return
         parts: list[tuple[Fields, str]] = []
         shown: list[tuple[Fields, str]] = []
         for block, kind, at in blocks_of(content, path):
@@ -113,7 +117,7 @@ class History:
                 f"'{path}.tool_use_id' is '{cut(id_)}', and no tool_use before it has that id", param=path
             )
         content = block.get("content")
-        blocks = [] if content is None else blocks_of(content, path + ".content")
+        blocks = () if content is None else blocks_of(content, path + ".content")
         parts = [part for each, kind, at in blocks for part in parts_of(each, kind, at)]
         text = joined_lines(part["text"] for part in parts if part["type"] == "text")
         others = [part for part in parts if part["type"] != "text"]

@@ -26,7 +26,7 @@ class OllamaGenerateDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, GenerateReply]:
-        asked, texts = read_object_texts(body, "prompt", "system", "suffix")
+        asked, texts = read_object_texts(body, "prompt", "system", "suffix", "images")
         _refuse_unsupported(asked)
         model = optional(asked, "model", str) or ""
         prompt, suffix = optional(asked, "prompt", str) or "", optional(asked, "suffix", str) or ""

@@ -20,10 +20,11 @@ def read_content(content: object, path: str) -> Content:
         return content
     if not isinstance(content, list):
         raise wrong(path, "a string or an array of parts")
-    parts = [_part(part, f"{path}[{n}]") for n, part in enumerate(all_of(dict, content, path))]
-    if all(part["type"] == "text" for part in parts):
-        return joined_lines(part["text"] for part in parts)
-    return parts
+    rows = all_of(dict, content, path)
+    kinds = (row.get("type") for row in rows)
+    if all(isinstance(kind, str) and kind in _TEXTS for kind in kinds):  # no parts are made: short texts take less
+        return joined_lines(required(row, _TEXTS[row["type"]], str, f"{path}[{n}].") for n, row in enumerate(rows))
+    return [_part(part, f"{path}[{n}]") for n, part in enumerate(rows)]
 
 
 def text_and_rest(content: Content) -> tuple[str, list[Fields]]:

@@ -257,7 +257,7 @@ def _inline(url: str, path: str) -> Fields:
 
 def _checked_base64(text: str, path: str) -> str:
     """`text`, in either alphabet and padded or not, converted to the standard alphabet with padding."""
-    padded = plain(text)
+    padded = plain(text) if "\n" not in text else ""  # in lines it never is, and is not copied
     if not first_bytes(padded):
         raise wrong(path, "valid base64")
     return padded
