@@ -17,7 +17,9 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
-from manallm_proxy.doors.responses import items, request
+from manallm_proxy.doors.responses import items
+from manallm_proxy.doors.responses import request as responses_request
+from manallm_proxy.doors.responses.store import Stored
 from manallm_proxy.openai import joined, large, stand_ins
 from manallm_proxy.openai.long_strings import LongString, long_strings
 from manallm_proxy.openai.request import read_summary
@@ -74,6 +76,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def set_to(carried: bool) -> None:
         monkeypatch.setattr(stand_ins, "LEAST", 1000 if carried else 10**9)
+        monkeypatch.setattr(responses_request, "LEAST", 1000 if carried else 10**9)
         monkeypatch.setattr(stand_ins, "_MANY", 0)
         monkeypatch.setattr(stand_ins, "_MUCH", 0)
         monkeypatch.setattr(stand_ins, "_OTHERS", 5000)
@@ -217,12 +220,12 @@ async def test_two_providers_of_the_same_api_may_be_written_to_at_once(
     written = [native.write("a").body]
 
     def input_items(given: object) -> list[dict[str, Any]]:
-        monkeypatch.setattr(request, "input_items", items.input_items)  # once
+        monkeypatch.setattr(responses_request, "input_items", items.input_items)  # once
         written.append(native.write("b").body)
         return items.input_items(given)
 
     native.shorten(is_translated=False)  # type: ignore[attr-defined]
-    monkeypatch.setattr(request, "input_items", input_items)
+    monkeypatch.setattr(responses_request, "input_items", input_items)
     written.append(native.write("a").body)
     assert len(written) == 3
     assert [json.loads(each)["input"] for each in written] == [[SAID]] * 3
@@ -352,6 +355,44 @@ async def test_a_picture_is_translated_or_refused_as_if_it_were_decoded(
                 wanted = await outcomes(door, body)
                 always(True)
                 assert await outcomes(door, body) == wanted, (name, head, slash)
+
+
+async def continued(items: list[dict[str, Any]]) -> Call:
+    """The call for a short request that continues a response which began with `items`."""
+    opened = Opened()
+    opened.store.keep(None, Stored("resp_1", b"{}", tuple(json.dumps(item).encode() for item in items), ()))
+    asked = {"model": "m", "store": False, "previous_response_id": "resp_1", "input": "hi"}
+    reading = opened.door.read(json.dumps(asked).encode(), Client("r", None))
+    call, _ = reading if isinstance(reading, tuple) else await reading
+    return call
+
+
+async def test_what_a_request_continues_is_translated_as_if_it_were_decoded(always: Callable[[bool], None]) -> None:
+    """Each item stands for itself, and has its own texts and pictures."""
+    shown = responses_picture("data:image/png;base64," + PNG, PNG)["input"]
+    for name, text in TEXTS.items():
+        items = [*responses(text)["input"], *responses(text + "!")["input"], *shown]
+        found: list[list[Any]] = []
+        for carried in (False, True):
+            always(carried)
+            call = await continued(items)
+            found.append([json.loads(each) for each in (call.body, *[write(call) for write in WIRES.values()])])
+        assert found[0] == found[1], name
+
+
+async def test_what_a_request_continues_is_not_held_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But once, in the chat: a text with an emoji takes four bytes for each character."""
+    monkeypatch.setattr(joined, "_APART", MIB)  # none of whose pages is touched, but tracemalloc counts them
+    text = {"type": "input_text", "text": "x" * 4 * MIB + GRIN}
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        call = await continued([{"type": "message", "role": "user", "content": [text]}])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(call.body) > 4 * MIB
+    assert most - before < 14 * MIB
 
 
 def test_only_base64_gets_a_stand_in_that_is_base64(always: Callable[[bool], None]) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ _BASE64_HEAD: Final = 256
 _LONG: Final = 512
 """Min bytes of a text that gets a stand-in."""
 _SHORT: Final = 64
-"""The same in a request of more than `_MUCH` and among more than `_MANY` objects. To find them takes longer, but a short
+"""The same in a request of more than `_MUCH`, among more than `_MANY` objects. To find them takes longer, but a short
 text with an emoji takes four bytes for each character, and as many again where several are joined."""
 _MUCH: Final = 4 * 2**20
 """Bytes. Where there are fewer, to decode them takes no more than 32 MiB beside three times their size."""
@@ -84,10 +84,10 @@ _IMAGE: Final = b"![image]("
 _IMAGE_ESCAPED: Final = re.compile(rb"\\u00(?:21|28|5[bBdD]|6[1579dD])")
 """A character of that which is written as an escape, as no usual client does."""
 _NOWHERE: Final[Mapping[str, Span]] = MappingProxyType({})
-_TAIL: Final = re.compile(rb':(\d+)-(\d+)(h?)(\\*)"')
-"""Start and end of the text; whether it is `_Text.halved`."""
-_BASE64_TAIL: Final = re.compile(rb"(\d{10})(\d{11})(?:----|(\+{4}))?A{0,3}(=*)")
-"""Start and end of the text, with the word a multiple of four characters; some of the second alphabet, if the text has
+_TAIL: Final = re.compile(rb':(\d+)-(\d+)-(\d+)(h?)(\\*)"')
+"""The number of its JSON, start and end of the text there; whether it is `_Text.halved`."""
+_BASE64_TAIL: Final = re.compile(rb"(\d{7})(\d{11})(\d{11})(?:----|(\+{4}))?A{0,3}(=*)")
+"""The number, start and end, with the word a multiple of four characters; some of the second alphabet, if the text has
 any, or what became of them; as many as the text is over a multiple of four; the padding that was added to them."""
 _ESCAPES: Final = {1: 0, 3: 1, 7: 2, 15: 3}
 """How often a text is escaped once more, by the backslashes before the quotes of its stand-in."""
@@ -105,9 +105,9 @@ class _Text:
     end: int
     halved: bool = False
 
-    def stand_in(self, body: bytes, word: bytes) -> bytes:
-        """What is in the request `body` instead of it."""
-        return b'~\\"%b:%d-%d%b\\"' % (word, self.start, self.end, b"h" if self.halved else b"")
+    def stand_in(self, word: bytes, body: bytes, number: int) -> bytes:
+        """What is in `body`, the JSON of that `number`, instead of it."""
+        return b'~\\"%b:%d-%d-%d%b\\"' % (word, number, self.start, self.end, b"h" if self.halved else b"")
 
     def written(self, body: bytes, escapes: int) -> Iterator[Part]:
         """The text, escaped so often once more."""
@@ -130,10 +130,10 @@ class _Base64:
     is_plain: bool = False
     padding: bytes = b""
 
-    def stand_in(self, body: bytes, word: bytes) -> bytes:
+    def stand_in(self, word: bytes, body: bytes, number: int) -> bytes:
         others = any(contains(body, other, self.start - _BASE64_HEAD, self.end) for other in (b"-", b"_"))
         over = b"A" * ((self.end - self.start) % 4)
-        return b"%b%010d%011d%b%b" % (word, self.start, self.end, b"----" if others else b"", over)
+        return b"%b%07d%011d%011d%b%b" % (word, number, self.start, self.end, b"----" if others else b"", over)
 
     def written(self, body: bytes, _escapes: int) -> Iterator[Part]:
         rest = memoryview(body)[self.start : self.end]
@@ -143,25 +143,47 @@ class _Base64:
 
 @define(eq=False)
 class StandIns:
-    """The stand-ins in one request, whose bytes are ``_body``, and what is done with the request's values for them."""
+    """The stand-ins in one request, and what is done with the request's values for them."""
 
-    _body: bytes = field(default=b"", repr=False)
+    _bodies: list[bytes] = field(factory=list, repr=False)
+    """The JSON that the texts are in: the request's, and that of what it refers to."""
     _word: str = ""
-    """Empty where there are none."""
+    """In each of them."""
+
+    def read(self, data: bytes) -> Any:
+        """`data`, which is valid JSON, decoded with stand-ins: for what many of make a large request."""
+        return decode_leniently(self.shortened(data, [(0, len(data))]))
+
+    def shortened(self, body: bytes, ranges: Iterable[Span]) -> bytes:
+        """`body`, which is valid JSON, with stand-ins in these parts of it."""
+        least = _SHORT if len(body) > _MUCH and number_of(b"{", body, _MANY) > _MANY else _LONG
+        self._word = self._word or f"manallm{secrets.token_hex(8)}"
+        rest, at, growing = memoryview(body), 0, Growing()
+        for span in ranges:
+            for string in long_strings(body, *span, least):
+                if (text := _carried(body, string)) is not None:
+                    growing.add(rest[at : text.start])
+                    growing.add(text.stand_in(self._word.encode(), body, len(self._bodies)))
+                    at = text.end
+        if not at:
+            return body
+        self._bodies.append(body)
+        growing.add(rest[at:])
+        return growing.take()
 
     def encode(self, value: Any, large: bool = False) -> Body:
         """`value` with the texts themselves: as `json_object.encode`. `large`: in several short calls."""
-        if not self._word:
+        if not self._bodies:
             return encode_whole(value) if large else encode(value)
         return Spliced(tuple(_joined_short(self._parts(value))))
 
     def encode_whole(self, value: Any) -> bytes:
         """The same in one piece, in several short calls."""
-        return joined_bytes(self._parts(value)) if self._word else encode_whole(value)
+        return joined_bytes(self._parts(value)) if self._bodies else encode_whole(value)
 
     def object_bytes(self, text: str) -> bytes | None:
         """As `json_object.object_bytes` for the text itself that `text` may stand for."""
-        if not self._word or self._word not in text:
+        if not self._bodies or self._word not in text:
             return object_bytes(text)
         begin = text.lstrip(" \t\r\n")
         if not begin.startswith(("{", f'~"{self._word}')):  # all that is before the stand-in may be blank
@@ -182,33 +204,35 @@ class StandIns:
     def _completed(self, data: bytes) -> Iterator[Part]:
         """`data`, which was encoded, in the same way."""
         rest, at = memoryview(data), 0
-        for start, end, text, escapes in self._places(data):
+        for start, end, text in self._places(data):
             yield rest[at:start]
-            yield from text.written(self._body, escapes)
+            yield from text
             at = end
         yield rest[at:]
 
-    def _places(self, data: bytes) -> Iterator[tuple[int, int, _Text | _Base64, int]]:
-        """Start and end of each stand-in, its text, and how often that is to be escaped once more."""
+    def _places(self, data: bytes) -> Iterator[tuple[int, int, Iterator[Part]]]:
+        """Start and end of each stand-in, and its text, escaped so often once more as that was."""
         for place in positions(data, self._word.encode()):
             after = place + len(self._word)
             if (tail := _BASE64_TAIL.match(data, after)) is not None:
-                yield place, tail.end(), _Base64(int(tail[1]), int(tail[2]), bool(tail[3]), tail[4]), 0
+                number, start, end, others, padding = tail.groups()
+                base64 = _Base64(int(start), int(end), bool(others), padding)
+                yield place, tail.end(), base64.written(self._bodies[int(number)], 0)
                 continue
             tail = _TAIL.match(data, after)
             before = data[max(place - 2 - max(_ESCAPES), 0) : place]
-            slashes = len(tail[4]) if tail is not None else 0
+            slashes = len(tail[5]) if tail is not None else 0
             if tail is None or slashes not in _ESCAPES or not before.endswith(b"~" + b"\\" * slashes + b'"'):
                 raise _Misplaced
-            text = _Text(int(tail[1]), int(tail[2]), bool(tail[3]))
-            yield place - 2 - slashes, tail.end(), text, _ESCAPES[slashes]
+            text = _Text(int(tail[2]), int(tail[3]), bool(tail[4]))
+            yield place - 2 - slashes, tail.end(), text.written(self._bodies[int(tail[1])], _ESCAPES[slashes])
 
     def _utf8(self, text: str) -> Iterator[bytes]:
         """`text` itself, in UTF-8."""
         at = 0
-        for found in re.finditer(f'~"{self._word}:(\\d+)-(\\d+)h?"', text):
+        for found in re.finditer(f'~"{self._word}:(\\d+)-(\\d+)-(\\d+)h?"', text):
             yield text[at : found.start()].encode()
-            for piece in sliced.string_pieces(self._body, int(found[1]), int(found[2])):
+            for piece in sliced.string_pieces(self._bodies[int(found[1])], int(found[2]), int(found[3])):
                 yield str(decode_leniently(b'"%b"' % piece)).encode()
             at = found.end()
         yield text[at:].encode()
@@ -226,9 +250,6 @@ def _joined_short(parts: Iterator[Part]) -> Iterator[Part]:
     yield growing.take()
 
 
-_NONE: Final = StandIns()
-
-
 def read_texts(
     body: bytes, keys: Collection[str] = (), spans: Mapping[str, Span] = _NOWHERE
 ) -> tuple[Fields, StandIns]:
@@ -237,22 +258,11 @@ def read_texts(
 
     Raises InvalidRequest as `request_fields.decoded`.
     """
+    texts = StandIns()
     if len(body) <= LEAST:
-        return decoded(body), _NONE
+        return decoded(body), texts
     ranges = [spans[key] for key in keys if key in spans] if spans else [(0, len(body))]
-    least = _SHORT if len(body) > _MUCH and number_of(b"{", body, _MANY) > _MANY else _LONG
-    word = f"manallm{secrets.token_hex(8)}"
-    rest, at, shortened = memoryview(body), 0, Growing()
-    for span in sorted(ranges):
-        for string in long_strings(body, *span, least):
-            if (text := _carried(body, string)) is not None:
-                shortened.add(rest[at : text.start])
-                shortened.add(text.stand_in(body, word.encode()))
-                at = text.end
-    if not at:
-        return decoded(body), _NONE
-    shortened.add(rest[at:])
-    return decoded(shortened.take()), StandIns(body, word)
+    return decoded(texts.shortened(body, sorted(ranges))), texts
 
 
 def _carried(body: bytes, string: LongString) -> _Text | _Base64 | None:

@@ -262,8 +262,9 @@ def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -
     conversation = Conversation(asked.tools.names)
     if instructions := asked.fields().get("instructions"):
         conversation.say("system", instructions, "instructions")
+    read = asked.reader(history)
     for data in history:
-        conversation.add(decode_leniently(data), "previous_response_id")
+        conversation.add(read(data), "previous_response_id")
     for n, item in enumerate(items):
         conversation.add(item, f"input[{n}]")
     return conversation

@@ -6,9 +6,11 @@ reasoning that it can read: not what this proxy packed, nor what another provide
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+import msgspec
 from attrs import evolve, field
 
 from manallm_proxy.contract.errors import Untranslatable
@@ -18,13 +20,15 @@ from manallm_proxy.doors.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
-from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.openai.json_object import decode_leniently, encode, holds
 from manallm_proxy.openai.large import are_large, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
 _OF_ALL: Final = frozenset({"message", "function_call", "custom_tool_call", "image_generation_call"})
 """Types of items that every provider can read, whoever made them."""
+_FOR_ONE: Final = re.compile(rb'"(?:reasoning|encrypted_content|%b)"' % KEPT.encode())
+"""Without any of these, an item is readable for all, see `_is_for_one`."""
 _PREVIOUS: Final = "previous_response_id"
 
 
@@ -125,9 +129,14 @@ class NativeForm:
             if self.is_long:
                 self.shorten(is_translated=for_all)
 
-    def _before(self, provider: str) -> list[Fields]:
+    def _before(self, provider: str) -> list[Fields | msgspec.Raw]:
         """Items of earlier responses, as far as `provider` can read them."""
-        return [each for item in map(decode_leniently, self.history) if (each := readable(item, provider)) is not None]
+        items = (decode_leniently(item) if holds(item, _FOR_ONE) else msgspec.Raw(item) for item in self.history)
+        return [
+            each
+            for item in items
+            if (each := item if isinstance(item, msgspec.Raw) else readable(item, provider)) is not None
+        ]
 
     def response_fields(self) -> dict[str, bytes]:
         """Members of the response that repeat the client's request rather than what the provider was sent."""

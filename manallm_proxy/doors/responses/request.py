@@ -6,7 +6,7 @@ to a provider: many refuse unknown fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from attrs import field
@@ -18,9 +18,10 @@ from manallm_proxy.doors.responses.items import input_items
 from manallm_proxy.doors.responses.plain_request import plain_request
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
+from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.request import has_image_parts, read_summary
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
-from manallm_proxy.openai.stand_ins import StandIns, read_texts
+from manallm_proxy.openai.stand_ins import LEAST, StandIns, read_texts
 
 SEALED: Final = "reasoning.encrypted_content"
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -96,6 +97,12 @@ class Asked:
             fields, texts = read_texts(self.body, _TEXTS, self.summary.spans)
             self._decoded = decoded = (fields, input_items(fields.pop("input")), texts)
         return decoded
+
+    def reader(self, history: Sequence[bytes]) -> Callable[[bytes], Any]:
+        """Decodes an item of `history`; where all of it is large, with stand-ins as in the request itself."""
+        if sum(map(len, history)) <= LEAST:
+            return decode_leniently
+        return self.decoded()[2].read
 
     @property
     def encode_whole(self) -> Callable[[Any], bytes]:
