@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.routing import best_model
 from manallm_proxy.routing.best_model import best, needs_of, no_match_reason
 from manallm_proxy.routing.catalog import Catalog
 from tests.cases import every
@@ -63,6 +67,22 @@ def test_the_best_model(
     for order in (models, models[::-1]):
         found = best(order, needs, prefer)
         assert (found.id if found is not None else None) == wanted
+
+
+def test_a_pattern_that_matches_nothing_is_compared_with_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten thousand, which would take a millisecond for each pattern."""
+    compared: list[str] = []
+
+    def each_compared(models: list[ModelInfo], matches: Iterable[object]) -> list[ModelInfo]:
+        compared.extend(model.id for model in models)
+        return [model for model, match in zip(models, matches, strict=True) if match]
+
+    monkeypatch.setattr(best_model, "compress", each_compared)
+    ranked = best_model.Ranked.of([ModelInfo("qwen3:8b"), ModelInfo("llama3:8b")])
+    assert ranked.best(frozenset(), ["gemma*", "*coder*", "mistral"]) is not None
+    assert compared == []
+    assert ranked.best(frozenset(), ["qwen3*"]) is not None
+    assert sorted(compared) == ["llama3:8b", "qwen3:8b"]
 
 
 def test_why_there_is_none() -> None:

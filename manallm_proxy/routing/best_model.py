@@ -51,21 +51,31 @@ def best(
 
 @frozen
 class _Candidates:
-    """Models for one purpose, best first, whatever is preferred; ``names``: their lower-case ids, in this order."""
+    """Models for one purpose, best first, whatever is preferred; ``names``: their lower-case ids, in this order.
+
+    ``known`` and ``text`` are the same names: by them a pattern that none matches is found out a few times quicker.
+    """
 
     models: Sequence[ModelInfo] = ()
     names: Sequence[str] = ()
+    known: frozenset[str] = frozenset()
+    text: str = ""
 
     @classmethod
     def of(cls, models: Iterable[ModelInfo]) -> _Candidates:
         ranked = sorted(models, key=_rank)
-        return cls(ranked, [model.id.lower() for model in ranked])
+        names = [model.id.lower() for model in ranked]
+        return cls(ranked, names, frozenset(names), "\n".join(names))
 
     def matching(self, text: str) -> Iterable[ModelInfo]:
         """Those that match a pattern of ``prefer``, best first: ``*`` stands for any text; ``:latest`` is implied."""
         name = text.lower()
-        matches = _pattern(text).fullmatch if "*" in text else {name, f"{name}:latest"}.__contains__
-        return compress(self.models, map(matches, self.names))
+        if "*" not in text:
+            wanted = {name, f"{name}:latest"} & self.known
+            return compress(self.models, map(wanted.__contains__, self.names)) if wanted else ()
+        if max(name.split("*"), key=len) not in self.text:
+            return ()
+        return compress(self.models, map(_pattern(text).fullmatch, self.names))
 
 
 @frozen
