@@ -128,7 +128,7 @@ class _Base64:
     start: int
     end: int
     is_plain: bool = False
-    padding: bytes = b""
+    padding: bytes = field(default=b"", repr=False)
 
     def stand_in(self, word: bytes, body: bytes, number: int) -> bytes:
         others = any(contains(body, other, self.start - _BASE64_HEAD, self.end) for other in (b"-", b"_"))
