@@ -395,6 +395,22 @@ async def test_what_a_request_continues_is_not_held_again(monkeypatch: pytest.Mo
     assert most - before < 14 * MIB
 
 
+async def test_a_text_beside_reasoning_is_not_held_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chat of Ollama's: but twice, since Ollama alone gets the reasoning of earlier turns."""
+    monkeypatch.setattr(joined, "_APART", MIB)  # none of whose pages is touched, but tracemalloc counts them
+    turns = [{"role": "user", "content": "x" * 4 * MIB + GRIN}, {"role": "assistant", "content": "", "thinking": "hm"}]
+    body = json.dumps({"model": "m", "messages": turns}, ensure_ascii=False).encode()
+    tracemalloc.start()
+    try:
+        call, _ = await read("ollama", body)
+        sent = ollama.build(call, ENTRY).body
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert b'"thinking":"hm"' in sent
+    assert most < 14 * MIB
+
+
 def test_only_base64_gets_a_stand_in_that_is_base64(always: Callable[[bool], None]) -> None:
     """It begins as the data does, and is as valid."""
     always(True)

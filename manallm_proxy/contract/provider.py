@@ -122,7 +122,7 @@ class Call:
     content_type: str = "application/json"
     ollama: Mapping[str, Any] = field(factory=dict, repr=False)
     """Fields that override those of ``body`` for a provider of kind ollama. No other gets them: strict servers refuse
-    unknown fields."""
+    unknown fields. Long ``messages`` are JSON, as bytes."""
     answer: Answer | None = field(default=None, repr=False)
     """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
     translate_error: Callable[[ProxyError], None] | None = field(default=None, repr=False)

@@ -150,6 +150,10 @@ class StandIns:
     _word: str = ""
     """In each of them."""
 
+    @property
+    def has_any(self) -> bool:
+        return bool(self._bodies)
+
     def read(self, data: bytes) -> Any:
         """`data`, which is valid JSON, decoded with stand-ins: for what many of make a large request."""
         return decode_leniently(self.shortened(data, [(0, len(data))]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from manallm_proxy.contract.answers import Answer, Delta
 from manallm_proxy.contract.door import Client
@@ -14,12 +14,9 @@ from manallm_proxy.doors.ollama.request import door_call, read_object_texts
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, read_settings, tools_of
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.caller_paths import CallerPaths
-from manallm_proxy.openai.json_object import contains
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, optional
-
-_THOUGHT: Final = b'"thinking"'
-"""Where there is any, `_reasoning_for_ollama` has messages beside those that are written here."""
+from manallm_proxy.openai.stand_ins import StandIns
 
 
 class OllamaChatDoor:
@@ -31,23 +28,16 @@ class OllamaChatDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
-        return self._read(body, client, is_carried=not contains(body, _THOUGHT))
-
-    def _read(self, body: bytes, client: Client, *, is_carried: bool) -> tuple[Call, ChatReply]:
-        """`is_carried`: long texts are (`stand_ins`), unless there are thoughts after all, named with escapes."""
-        asked, texts = read_object_texts(body, *(("messages",) if is_carried else ()))
+        asked, texts = read_object_texts(body, "messages")
         model = optional(asked, "model", str) or ""
         messages = optional(asked, "messages", list) or []
         settings = read_settings(asked)
         fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
-        thoughts = _reasoning_for_ollama(fields)
-        if thoughts and is_carried:
-            return self._read(body, client, is_carried=False)
         call = door_call(
             Endpoint.CHAT,
             asked,
             fields,
-            settings.ollama | thoughts,
+            settings.ollama | _reasoning_for_ollama(fields, texts),
             client,
             large=is_large(body),
             encode_large=texts.encode_whole,
@@ -63,8 +53,9 @@ def load_answer(asked: Fields) -> Answer:
     return Answer(choices=(Delta(finish="unload" if asked.get("keep_alive") in (0, "0", "0s") else "load"),))
 
 
-def _reasoning_for_ollama(fields: dict[str, Any]) -> Fields:
-    """Removes earlier turns' reasoning from `fields`; returns the messages with it, if any, for Ollama's own providers.
+def _reasoning_for_ollama(fields: dict[str, Any], texts: StandIns) -> Fields:
+    """Removes earlier turns' reasoning from `fields`; returns the messages with it, if any, for Ollama's own providers:
+    as JSON if some of their texts are in `texts` alone.
 
     Groq and Mistral refuse it.
     """
@@ -72,4 +63,4 @@ def _reasoning_for_ollama(fields: dict[str, Any]) -> Fields:
     if not any("reasoning_content" in message for message in messages):
         return {}
     fields["messages"] = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
-    return {"messages": messages}
+    return {"messages": texts.encode_whole(messages) if texts.has_any else messages}

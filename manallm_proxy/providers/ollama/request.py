@@ -41,6 +41,8 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     asked, texts = read_texts(call.body)
     if call.ollama:
         asked = {**asked, **call.ollama}
+        if isinstance(messages := asked.get("messages"), bytes):
+            asked["messages"] = texts.read(messages)
     match call.endpoint:
         case Endpoint.CHAT:
             path, fields = "api/chat", _chat(asked, call.remarks, texts)
