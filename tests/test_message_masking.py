@@ -23,7 +23,7 @@ from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
 
 KEY = "gsk-0123456789abcdef"
-PROMPT = "Please tell Xaver that the vault opens with 47110815471108154711, jalapeño, 密码在这里"
+PROMPT = "Please tell Xaver that the vault opens with 47114711471147114711, jalapeño, 密码在这里"
 """The number is longer than any that a log has by chance, as an id or a time."""
 BODY: dict[str, Any] = {"model": "mana/test", "messages": [{"role": "user", "content": PROMPT}], "seed": 888999}
 
@@ -37,7 +37,7 @@ BODY: dict[str, Any] = {"model": "mana/test", "messages": [{"role": "user", "con
         ("in organization org_01hzabcdefghijklmnopqrstuvwxyz", "in organization org_…"),
         ("cannot answer Xaver", "cannot answer …"),
         ("cannot answer XAVER!", "cannot answer …!"),
-        ("cannot answer: the vault opens with 47110815471108154711", "cannot answer: the … with …"),
+        ("cannot answer: the vault opens with 47114711471147114711", "cannot answer: the … with …"),
         ("cut: the vault op", "cut: the …"),
         ("bad: \\\\nXaver\\njalape\\u00f1o", "bad: …"),
         ("bad: 密码在这里呢", "bad: …呢"),
@@ -47,7 +47,7 @@ BODY: dict[str, Any] = {"model": "mana/test", "messages": [{"role": "user", "con
         ("Failed to parse input at pos 12: what a model said", "Failed to parse input at pos 12: …"),
         (f"it said '{'x ' * 30}' and died", "it said … and died"),
         (" ".join(f"w{n}" for n in range(99)), f"{' '.join(f'w{n}' for n in range(24))} …"),
-        ("Xaver 47110815471108154711", None),
+        ("Xaver 47114711471147114711", None),
         ("", None),
     ],
 )
@@ -117,4 +117,4 @@ async def test_the_log_line_of_a_failed_attempt_has_them(tmp_path: Path) -> None
     assert {model: told[model] for model in models if told[model]} == dict.fromkeys(
         ["401", "404", "429", "500", "503", "500-inside", "500-event"], words
     )
-    assert not [word for word in ("Xaver", "vault", "47110815471108154711", "jalape", "密", KEY) if word in text]
+    assert not [word for word in ("Xaver", "vault", "47114711471147114711", "jalape", "密", KEY) if word in text]
