@@ -79,7 +79,7 @@ class Limits:
     """Max keys at the top level of a request."""
     messages: Count = 20_000
     """Max objects in the top-level lists of a request: messages, or tools."""
-    parts: Count = 100_000
+    parts: Count = 40_000
     """Objects and lists in all."""
     elements: Count = 400_000
     """Values in all."""

@@ -58,7 +58,7 @@ _LONG: Final = 512
 _SHORT: Final = 64
 """The same in a request of more than `_MUCH`, among more than `_MANY` objects. To find them takes longer, but a short
 text with an emoji takes four bytes for each character, and as many again where several are joined."""
-_MUCH: Final = 4 * 2**20
+_MUCH: Final = 2**21
 """Bytes. Where there are fewer, to decode them takes no more than 32 MiB beside three times their size."""
 _MANY: Final = 5000
 _TEXTS: Final = frozenset(
