@@ -29,6 +29,7 @@ from manallm_proxy.providers.ollama import request as ollama
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Request
 from tests.responses import Opened
+from tests.waiting import until
 
 MIB = 2**20
 ENTRY = Entry(Target("p", "gemini-3-pro"))
@@ -393,6 +394,22 @@ async def test_what_a_request_continues_is_not_held_again(monkeypatch: pytest.Mo
         tracemalloc.stop()
     assert len(call.body) > 4 * MIB
     assert most - before < 14 * MIB
+
+
+async def test_a_long_schema_is_not_held_while_the_answer_is_made() -> None:
+    """Its values take ten times their bytes, and did so twice where a provider's format needs them: 129 MiB for 5."""
+    values = [f"value {n}" for n in range(30_000)]
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": values}}}}
+    asked = {"model": "m", "tools": [tool], "input": [{"role": "user", "content": "hi"}]}
+    body = json.dumps(asked).encode()
+    tracemalloc.start()
+    try:
+        call, reply = await read("responses", body)
+        await until(lambda: tracemalloc.get_traced_memory()[0] < 4 * len(body))  # freed in a thread
+    finally:
+        tracemalloc.stop()
+    assert len(call.body) > 400_000
+    assert reply is not None
 
 
 async def test_a_text_beside_reasoning_is_not_held_again(monkeypatch: pytest.MonkeyPatch) -> None:

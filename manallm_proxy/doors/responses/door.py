@@ -237,7 +237,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: b
 
     `large`: encodes it in several short calls.
     """
-    encode_large = asked.encode_whole
+    chat, encode_large = asked.chat, asked.encode_whole
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
     notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
 
@@ -245,10 +245,10 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: b
         messages = conversation.messages(provider)
         if not messages:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
-        chat, summary = made_request(
-            {**asked.chat, "messages": messages}, ("messages", list), large=large, encode_large=encode_large
+        body, summary = made_request(
+            {**chat, "messages": messages}, ("messages", list), large=large, encode_large=encode_large
         )
-        call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
+        call = Call(Endpoint.CHAT, summary, body, request_id, relays=False, notes=notes, is_large=is_large(body))
         call.translate_error = paths.translate_error
         return call
 

@@ -21,7 +21,7 @@ from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
 from manallm_proxy.openai.json_object import decode_leniently, encode, holds
-from manallm_proxy.openai.large import are_large, is_large
+from manallm_proxy.openai.large import are_large, free_in_thread, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
@@ -65,7 +65,7 @@ class NativeForm:
     def shorten(self, *, is_translated: bool) -> None:
         """Drops what can be decoded again; and the body, unless the request `is_translated` for all who may get it."""
         if self.resolved is None:
-            self.asked.forget()
+            free_in_thread(self.asked.forget())
         if is_translated:
             self.asked.body = b""
 

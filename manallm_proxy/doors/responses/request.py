@@ -87,7 +87,7 @@ class Asked:
     _decoded: tuple[Fields, list[Fields], StandIns] | None = field(default=None, repr=False)
     chat: Fields = field(factory=dict, repr=False)
     """The chat's body, without messages, and ``tools``: set by `add_chat`."""
-    tools: Tools = field(init=False, repr=False)
+    tools: Tools = field(factory=Tools, repr=False)
 
     def decoded(self) -> tuple[Fields, list[Fields], StandIns]:
         """The fields but for ``input``, its items, and the stand-ins in both. A provider of this API may well need none
@@ -109,9 +109,12 @@ class Asked:
         """Writes what was decoded, in short calls."""
         return self.decoded()[2].encode_whole
 
-    def forget(self) -> None:
-        """Drops what was decoded: what is asked for again is decoded again."""
-        self._decoded = None
+    def forget(self) -> list[Any]:
+        """Drops what was decoded, and the chat, which refers to it: what is asked for again is decoded again. Returns
+        what was dropped, for the caller to free."""
+        held = [self._decoded, self.chat, self.tools.rows]
+        self._decoded, self.chat, self.tools.rows = None, {}, []
+        return held
 
     def fields(self) -> Fields:
         """All but ``input``, decoded."""
