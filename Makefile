@@ -16,7 +16,7 @@ FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 # by PEP 517, since Debian 12's pip otherwise builds a package that is a source only by `setup.py`, for which `wheel` is missing
 PINNED := --use-pep517 --constraint constraints.txt
-# of the tests: much of their time they wait, so two cores do for six
+# of the tests: much of their time they wait, so two cores do for eight
 WORKERS ?= 8
 PYTEST := -m pytest -p tests.forks --forks $(WORKERS)
 NPM := npm install --silent --no-fund --no-audit --no-package-lock --prefix
