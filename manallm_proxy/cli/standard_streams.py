@@ -35,7 +35,7 @@ def prepare() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  # kept to the end
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  # open to the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the locale cannot encode must not prevent the start
             stream.reconfigure(errors="backslashreplace")
