@@ -13,6 +13,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.deferred_free import free_failure_later
+from manallm_proxy.openai.json_object import BOM
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.wire import Translator
 
@@ -31,7 +32,7 @@ class Sniffer:
     _held: list[bytes] = field(factory=list, repr=False)
     _size: int = 0
     _start: bytes = field(default=b"", repr=False)
-    """The body's first bytes, without white space."""
+    """The body's first bytes, without a BOM and white space."""
     _is_sse: bool | None = None
     _usage: Usage | None = None
 
@@ -52,7 +53,7 @@ class Sniffer:
         self._held.append(data)
         self._size += len(data)
         if self._is_sse is None:
-            self._start = (self._start + data[:_SNIFFED] if self._start else data).lstrip()[:_SNIFFED]
+            self._start = (self._start + data).removeprefix(BOM).lstrip()[:_SNIFFED]
             if len(self._start) >= 6:
                 self._is_sse = self._start.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
                 if self._is_sse:
