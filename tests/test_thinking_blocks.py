@@ -15,7 +15,7 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.replay.forms import REPLAYS
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.openai.wire import OpenAIWire
-from manallm_proxy.providers.past_reasoning import refuses_reasoning
+from manallm_proxy.providers.past_reasoning import refused_members
 from tests import anthropic_stream
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, completion, each, upstream
@@ -206,9 +206,9 @@ async def test_a_server_that_refuses_its_own_reasoning_does_not_get_it(key: str,
 
 def test_what_is_no_refusal_of_reasoning() -> None:
     for words in (b"reasoning_content is missing", b"unknown reasoning", b"unsupported: 'reasoning_effort'", b""):
-        assert not refuses_reasoning(words)
+        assert not refused_members(words)
     for words in (b"unknown field 'reasoning'", b"extra_forbidden: messages.1.reasoning_content"):
-        assert refuses_reasoning(words)
+        assert refused_members(words)
 
 
 @pytest.mark.parametrize(
@@ -231,5 +231,5 @@ def test_what_a_target_refuses_is_left_out_of_a_long_request_in_a_thread(refusal
     again = wire.reshape(translated, entry, 400, refusal)
     assert again is not None and len(json.loads(again.body)) in (3, 4) and again.body != body
     wire.remember_reshaped(entry, again)
-    assert wire.splices(relayed) and not wire.splices(translated)
+    assert wire.splices(relayed) is (b"reasoning" not in refusal) and not wire.splices(translated)
     assert wire.request(translated, entry).body == again.body

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 import msgspec
-from attrs import evolve, field
+from attrs import field
 
 from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.carried import is_ours
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
-from manallm_proxy.openai.json_object import contains, encoder, holds
-from manallm_proxy.openai.large import is_large
-from manallm_proxy.openai.request import read_summary, spliced
-from manallm_proxy.openai.request_fields import Fields, decoded_value
+from manallm_proxy.openai.json_object import contains, holds
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request_fields import Fields
+from manallm_proxy.openai.thinking_blocks import without_thinking
 
 _PASSED: Final = ("anthropic-version", "anthropic-beta")
 """The client's headers that affect how its request is interpreted."""
@@ -76,18 +76,7 @@ class NativeForm:
 
 def native_call(call: Call) -> Call:
     """The call for a provider that accepts Messages. Raises InvalidRequest."""
-    if not contains(call.body, _THOUGHT):
-        return call
-    turns = decoded_value(call, "messages")
-    kept = [_readable(turn) for turn in turns]
-    if all(one is other for one, other in zip(kept, turns, strict=True)):
-        return call
-    left = [one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"]]
-    values = {"messages": encoder(is_large(call.body))(left)}
-    if _lacks_thought(turns, kept):
-        values["thinking"] = b'{"type":"disabled"}'
-    body, spans = spliced(call.body, call.summary.spans, values)
-    return evolve(call, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
+    return without_thinking(call, _is_unsigned)
 
 
 def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
@@ -101,25 +90,6 @@ def _header(headers: Mapping[str, str], name: str) -> str:
     lines = headers.getall(name, []) if hasattr(headers, "getall") else [headers.get(name, "")]
     value = ",".join(filter(None, lines))
     return value if len(value) <= _LONGEST and value.isascii() and value.isprintable() else ""
-
-
-def _readable(turn: Any) -> Any:
-    """`turn` without thinking that its provider did not sign. A malformed turn is left for the provider to refuse."""
-    blocks = turn.get("content") if isinstance(turn, dict) and turn.get("role") == "assistant" else None
-    if not isinstance(blocks, list):
-        return turn
-    kept = [block for block in blocks if not (isinstance(block, dict) and _is_unsigned(block))]
-    return turn if len(kept) == len(blocks) else {**turn, "content": kept}
-
-
-def _lacks_thought(turns: list[Any], kept: list[Any]) -> bool:
-    """Whether the model's latest turn has lost thinking before a call: then Anthropic refuses to continue thinking."""
-    said = [n for n, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "assistant"]
-    if not said or kept[said[-1]] is turns[said[-1]]:
-        return False
-    turn = kept[said[-1]]
-    kinds = [block.get("type") for block in turn["content"] if isinstance(block, dict)]
-    return "tool_use" in kinds and kinds[0] not in ("thinking", "redacted_thinking")
 
 
 def _is_unsigned(block: Fields) -> bool:

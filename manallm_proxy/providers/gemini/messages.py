@@ -37,10 +37,12 @@ _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
 class Conversation:
     """The translated ``messages``. `signed`: the model refuses tool calls in its history without a signature.
 
+    `is_foreign`: it has refused one, which another model may have written: none of the history is sent.
     ``object_bytes``: reads arguments, and the results of tools.
     """
 
     signed: bool
+    is_foreign: bool = False
     object_bytes: Callable[[str], bytes | None] = object_bytes
     contents: list[Fields] = field(factory=list, repr=False)
     _instructions: list[str] = field(factory=list, repr=False)
@@ -56,10 +58,11 @@ class Conversation:
         messages: list[Any],
         *,
         signed: bool,
+        is_foreign: bool = False,
         object_bytes: Callable[[str], bytes | None] = object_bytes,
     ) -> Conversation:
         """Translates `messages`. Raises InvalidRequest with a path if malformed, Unsupported if Gemini lacks it."""
-        conversation = cls(signed, object_bytes)
+        conversation = cls(signed, is_foreign, object_bytes)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
         if not conversation.contents:
@@ -131,7 +134,7 @@ class Conversation:
         if (id_ := optional(call, "id", str, path + ".")) is not None:
             self._called[id_] = name
             said["id"] = id_
-        signature = _signature(call, path)
+        signature = _signature(call, path) if not self.is_foreign else None
         if signature is None and is_first and self.signed:
             signature = _ANY_SIGNATURE
         part: Fields = {"functionCall": said}

@@ -61,12 +61,15 @@ _LEAST_PRO_BUDGET: Final = 128
 """Thinking cannot be disabled in Gemini 2.5 Pro either, and it refuses a budget below this."""
 
 
-def build(call: Call, entry: Entry) -> Request:
-    """The POST for one target. Raises InvalidRequest or Unsupported, with the offending field in ``param``."""
+def build(call: Call, entry: Entry, *, is_foreign: bool = False) -> Request:
+    """The POST for one target. `is_foreign`: the target has refused a signature of the history, see `Conversation`.
+
+    Raises InvalidRequest or Unsupported, with the offending field in ``param``.
+    """
     (asked, texts), model = read_texts(call.body), _model(entry)
     match call.endpoint:
         case Endpoint.CHAT:
-            method, fields = _generates(call), _chat(asked, model, call.remarks, texts)
+            method, fields = _generates(call), _chat(asked, model, call.remarks, texts, is_foreign=is_foreign)
         case Endpoint.COMPLETIONS:
             method, fields = _generates(call), _completion(asked)
         case Endpoint.EMBEDDINGS:
@@ -81,10 +84,10 @@ def _generates(call: Call) -> str:
     return "streamGenerateContent?alt=sse" if call.summary.stream else "generateContent"
 
 
-def _chat(asked: Fields, model: str, remarks: list[str], texts: StandIns) -> Fields:
+def _chat(asked: Fields, model: str, remarks: list[str], texts: StandIns, *, is_foreign: bool) -> Fields:
     _reject_ignored_fields(asked)
-    messages, signed = required(asked, "messages", list, ""), _version(model) >= (3, 0)
-    talk = Conversation.read(messages, signed=signed, object_bytes=texts.object_bytes)
+    messages, signed = required(asked, "messages", list, ""), is_foreign or _is_third(model)
+    talk = Conversation.read(messages, signed=signed, is_foreign=is_foreign, object_bytes=texts.object_bytes)
     if talk.has_broken_arguments:
         remarks.append(NO_OBJECT)
     fields: Fields = {"contents": talk.contents}
@@ -128,6 +131,12 @@ def _version(model: str) -> tuple[int, int]:
     """``"gemini-2.5-flash"`` -> (2, 5). (0, 0) for names without a version, such as Gemma's."""
     match = _GENERATION.match(model)
     return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
+
+
+def _is_third(model: str) -> bool:
+    """Whether it is of the third generation or later, as those are that Google names ``-latest`` without a number."""
+    version = _version(model)
+    return version >= (3, 0) or (version == (0, 0) and model.endswith("-latest"))
 
 
 # --- content --------------------------------------------------------------------------------------
@@ -204,7 +213,7 @@ def _thinking(asked: Fields, model: str) -> Fields:
         raise wrong(wanted.path, " or ".join(repr(known) for known in _LEVELS))
     config: Fields = {"includeThoughts": effort != "none" and not wanted.is_hidden}
     version = _version(model)
-    has_levels = version >= (3, 0) or model.endswith("-latest")
+    has_levels = _is_third(model)
     if not has_levels and version < (2, 5):
         return {}
     if effort is not None and has_levels:

@@ -19,6 +19,7 @@ from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
+from manallm_proxy.providers.past_reasoning import refuses_signatures
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
@@ -51,8 +52,10 @@ class GeminiWire:
         return errors.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """None: there is only one form."""
-        return None
+        """Replaces the signatures of the history, which may be of another model, whose signature none knows."""
+        if status != 400 or call.endpoint is not Endpoint.CHAT or not refuses_signatures(body):
+            return None
+        return gemini_request.build(call, entry, is_foreign=True)
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""

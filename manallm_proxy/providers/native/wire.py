@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from attrs import evolve
+
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
@@ -15,6 +17,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
 from manallm_proxy.providers.length import clamp_max_tokens
+from manallm_proxy.providers.native.history import without_foreign
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
@@ -49,8 +52,12 @@ class NativeWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         if call.endpoint not in self.paths:
             return self.chats.reshape(call, entry, status, body)
-        shorter = clamp_max_tokens(call, body) if status == 400 and call.cuts_length else None
-        return self.request(shorter, entry) if shorter is not None else None
+        if status != 400:
+            return None
+        changed = clamp_max_tokens(call, body) if call.cuts_length else None
+        if changed is None:
+            changed = without_foreign(call, body)
+        return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         return self.chats.remember_reshaped(entry, request)

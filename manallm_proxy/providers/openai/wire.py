@@ -43,13 +43,20 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
-from manallm_proxy.providers.past_reasoning import refuses_reasoning, without_reasoning
+from manallm_proxy.providers.past_reasoning import (
+    REASONING,
+    SIGNATURES,
+    refused_members,
+    refuses_signatures,
+    without_members,
+)
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
-REASONING, TOP_K = "reasoning", "top_k"
+TOP_K: Final = "top_k"
+_REFUSABLE: Final = frozenset({REASONING, SIGNATURES})
 T = TypeVar("T")
 
 
@@ -67,14 +74,14 @@ class OpenAIWire:
     """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
     _lengths: dict[str, str] = field(factory=dict)
     """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
-    _forgetful: dict[str, None] = field(factory=dict)
-    """Models that refused their own reasoning in a history, oldest first."""
+    _forgetful: dict[str, frozenset[str]] = field(factory=dict)
+    """By model, oldest first: what those refused in a history that have refused any of it, see `past_reasoning`."""
     _no_top_k: dict[str, None] = field(factory=dict)
     """Models that refused ``top_k``, oldest first."""
 
     def splices(self, call: Call) -> bool:
-        learned = self._lengths or self._no_top_k or self._forgetful  # then `_renamed` may copy or decode it
-        return not self._forces(call) and (call.relays or not learned)
+        learned = self._lengths or self._no_top_k  # then `_renamed` may copy or decode it
+        return not (self._forces(call) or self._forgetful or (learned and not call.relays))
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
@@ -89,9 +96,9 @@ class OpenAIWire:
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def _renamed(self, call: Call, entry: Entry) -> Call:
-        """`call` with the length under the target's name, and without reasoning that it refuses, if a door made it."""
-        if self._forgetful and not call.relays and entry.target.model in self._forgetful:
-            call = without_reasoning(call)
+        """`call` without what the target refuses in a history; if a door made it, with the length under its name."""
+        if self._forgetful and (refused := self._forgetful.get(entry.target.model)):
+            call = without_members(call, refused)
         if self._no_top_k and not call.relays and entry.target.model in self._no_top_k:
             call = self._without_top_k(call)
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
@@ -116,17 +123,21 @@ class OpenAIWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
+        So it does with reasoning and signatures in the history, which clients send back to whoever serves them next.
+
         Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
-        default, and which a model that does not think may refuse, ``top_k``, and reasoning in the history. It gives
-        another effort as the nearest that the target knows, and the length in the name that it wants.
+        default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest
+        that the target knows, and the length in the name that it wants.
         """
         if status not in (400, 422) or call.endpoint.is_opaque:
             return None
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
             return self._again(named(sent, name), entry, without=OLDER if name == NEWER else NEWER)
-        if not call.relays and refuses_reasoning(body) and (silent := without_reasoning(sent)) is not sent:
-            return self._again(silent, entry, without=REASONING)
+        if (refused := refused_members(body)) and (silent := without_members(sent, refused)) is not sent:
+            return self._again(silent, entry, without=" ".join(refused))
+        if refuses_signatures(body) and (silent := without_members(sent, (REASONING,))) is not sent:
+            return self._again(silent, entry)  # of another model: its own it will get again
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
             return self._again(self._without_top_k(sent), entry, without=TOP_K)
         if self._forces(call):
@@ -146,8 +157,8 @@ class OpenAIWire:
         model = entry.target.model
         if request.without in (OLDER, NEWER):
             _remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
-        if request.without == REASONING:
-            _remember(self._forgetful, model, None)
+        if refused := _REFUSABLE.intersection(request.without.split()):
+            _remember(self._forgetful, model, refused | self._forgetful.get(model, frozenset()))
         if request.without == TOP_K:
             _remember(self._no_top_k, model, None)
         if model in self._strict or request.without != "stream_options":

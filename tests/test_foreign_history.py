@@ -1,0 +1,283 @@
+"""A conversation goes on with another target, though what the first one left in it is refused there.
+
+A client sends back all that it was given: reasoning, signatures, what is encrypted. The refusals are those that were
+reported of the real servers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manallm_proxy.providers.past_reasoning import REASONING, SIGNATURES, refused_members, refuses_signatures
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.servers import gemini_server
+from tests.upstreams import Answer, Connection, Seen, answers, each, status, upstream
+
+AWAY = status("503 Service Unavailable", {"error": {"message": "away"}})
+ANY_SIGNATURE = "c2tpcF90aG91Z2h0X3NpZ25hdHVyZV92YWxpZGF0b3I="
+GO: dict[str, Any] = {"role": "user", "content": "go"}
+SIGNED = {"google": {"thought_signature": "Zm9yZWlnbg=="}}
+
+
+def strict(refuses: Callable[[Any], str], answer: Answer) -> Answer:
+    """Answers 400 to what `refuses` has words for."""
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        if words := refuses(seen.json):
+            await connection.reply({"error": {"message": words, "code": 400}}, "400 Bad Request")
+        else:
+            await answer(connection, seen)
+
+    return answered
+
+
+def called(**more: Any) -> dict[str, Any]:
+    """A call, as our own answers have it."""
+    return {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1.0}'}, **more}
+
+
+HISTORY: list[dict[str, Any]] = [
+    GO,
+    {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [called(extra_content=SIGNED)]},
+    {"role": "tool", "tool_call_id": "c1", "content": "3"},
+]
+PLAIN = [GO, {"role": "assistant", "content": None, "tool_calls": [called()]}, HISTORY[2]]
+
+
+def groq(asked: Any) -> str:
+    """One member at a time (janhq/jan issue 8136; hermes-agent pull request 38543 for the other one)."""
+    for n, message in enumerate(asked["messages"]):
+        if "reasoning_content" in message:
+            return (
+                f"'messages.{n}' : for 'role:assistant' the following must be satisfied"
+                f"[('messages.{n}' : property 'reasoning_content' is unsupported)]"
+            )
+        for m, call in enumerate(message.get("tool_calls", ())):
+            if "extra_content" in call:
+                return f"Extra inputs are not permitted, field: 'messages[{n}].tool_calls[{m}].extra_content'"
+    return ""
+
+
+def mistral(asked: Any) -> str:
+    """All at once (crush issue 1590)."""
+    rows: list[tuple[object, ...]] = (
+        [("reasoning_content",)] if any("reasoning_content" in m for m in asked["messages"]) else []
+    )
+    if any("extra_content" in call for m in asked["messages"] for call in m.get("tool_calls", ())):
+        rows.append(("tool_calls", 0, "extra_content"))
+    places = [{"type": "extra_forbidden", "loc": ["body", "messages", 1, "assistant", *row]} for row in rows]
+    return json.dumps(places) if rows else ""
+
+
+@pytest.mark.parametrize(("refuses", "requests"), [(groq, 3), (mistral, 2)])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_reasoning_of_another_target(
+    refuses: Callable[[Any], str], requests: int, stream: bool, tmp_path: Path
+) -> None:
+    """The fallback answered 400, and with it the conversation was over. All other bytes stay the client's."""
+    async with upstream(each(AWAY)) as first, upstream(each(strict(refuses, answers))) as second:
+        providers = {"google": {"kind": "google", "base_url": first.url, "api_key": "k"}, "p": openai(second.url)}
+        async with proxy(settings(providers), tmp_path) as p:
+            asked = {"model": "mana/test", "messages": HISTORY, "stream": stream, "seed": 2**62}
+            for expected in (requests, requests + 1):  # from then on it is known
+                async with p.client.post(p.url + "/v1/chat/completions", json=asked) as response:
+                    assert (response.status, b"Hel" in await response.read()) == (200, True)
+                assert len(second.posts) == expected
+                assert second.posts[-1].json["messages"] == PLAIN
+            assert b'"arguments": "{\\"a\\":1.0}"' in second.posts[-1].body
+            half = [{**HISTORY[0], "content": "\ud800"}, *HISTORY[1:]]
+            assert (await p.chat(model="p/m", messages=half))[0] == 200
+            assert second.posts[-1].json["messages"] == [{**GO, "content": "\ufffd"}, *PLAIN[1:]]
+            told = await p.chat(model="p/m", messages=[GO])
+            assert (told[0], len(second.posts)) == (200, requests + 3)
+
+
+async def test_only_what_is_refused_is_left_out(tmp_path: Path) -> None:
+    """A server of Gemini's needs its signatures, whatever else it refuses."""
+
+    def refuses(asked: Any) -> str:
+        return "Unknown name 'reasoning_content'" if any("reasoning_content" in m for m in asked["messages"]) else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for _ in range(2):
+            assert (await p.chat(model="p/m", messages=HISTORY))[0] == 200
+        assert up.posts[-1].json["messages"][1]["tool_calls"] == [called(extra_content=SIGNED)]
+        assert len(up.posts) == 3
+
+
+async def test_a_refusal_that_nothing_would_mend(tmp_path: Path) -> None:
+    """It is the client's to read, after one request."""
+    says = strict(lambda asked: "property 'reasoning_content' is unsupported", answers)
+    async with upstream(each(says)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        code, told, _ = await p.chat(model="p/m", messages=[GO])
+        assert (code, len(up.posts)) == (400, 1) and "unsupported" in told["error"]["message"]
+        odd = [{**HISTORY[1], "tool_calls": 5}, {**HISTORY[1], "tool_calls": [3, {"extra_content": 1}]}, GO]
+        assert (await p.chat(model="p/m", messages=odd))[0] == 400
+
+
+def test_what_is_refused() -> None:
+    for words in (b"messages[2].reasoning: reasoning is not supported with this model", b"unknown field 'reasoning'"):
+        assert refused_members(words) == {REASONING}
+    assert refused_members(b"Unknown parameter: 'messages[1].tool_calls[0].extra_content'.") == {SIGNATURES}
+    assert refused_members(b"extra_content, reasoning_content: Extra inputs are not permitted") == {
+        REASONING,
+        SIGNATURES,
+    }
+    for words in (b"reasoning_content is missing", b"unsupported: 'reasoning_effort'", b"extra_content is missing"):
+        assert not refused_members(words)
+    for words in (
+        b"Corrupted thought signature.",
+        b"Unable to submit request because Thought signature is not valid.",
+        b"Invalid thought signature.",
+        b"messages.1.content.0: Invalid `signature` in `thinking` block",
+        b"messages.3: Invalid signature in thinking block",
+        b"messages.647.content.0.thinking.signature: Field required",
+        b"Function call is missing a thought_signature in functionCall parts.",
+    ):
+        assert refuses_signatures(words)
+    for words in (b"the signature of f() is missing", b"thinking is not supported", b""):
+        assert not refuses_signatures(words)
+
+
+@pytest.mark.parametrize("model", ["gemini-3-other", "gemini-2.5-other", "other-latest"])
+@pytest.mark.parametrize("door", ["chat", "messages", "responses"])
+async def test_a_signature_that_another_gemini_wrote(door: str, model: str, tmp_path: Path) -> None:
+    """ "Corrupted thought signature" ended a conversation that moved to another model or key (9router issue 4136)."""
+
+    def refuses(asked: Any) -> str:
+        parts = [part for content in asked["contents"] for part in content["parts"]]
+        signed = [part.get("thoughtSignature") for part in parts if "functionCall" in part]
+        return "" if set(signed) <= {ANY_SIGNATURE, None} else "Corrupted thought signature."
+
+    async def calls(connection: Connection, seen: Seen) -> None:
+        parts = [{"functionCall": {"name": n, "args": {}}, "thoughtSignature": "Zm9yZWlnbg=="} for n in "fg"]
+        await connection.reply({"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]})
+
+    async def server(connection: Connection, seen: Seen) -> None:
+        if "other" in seen.path:
+            await strict(refuses, gemini_server)(connection, seen)
+        else:
+            await (AWAY if len(seen.json["contents"]) > 1 else calls)(connection, seen)
+
+    async with upstream(each(server)) as up:
+        providers = {"a": {"kind": "google", "api_key": "k", "base_url": up.url}}
+        async with proxy(settings(providers, ["a/gemini-3-pro", f"a/{model}"]), tmp_path) as p:
+            assert (await CONVERSATIONS[door](p))[0] == 200
+    sent = [part for content in up.posts[-1].json["contents"] for part in content["parts"] if "functionCall" in part]
+    assert [part.get("thoughtSignature") for part in sent] == [ANY_SIGNATURE, None]
+    assert len(up.posts) == 4  # a call; its result to one that is away, and twice to the other one
+
+
+THOUGHT = {"type": "thinking", "thinking": "Hm.", "signature": "Zm9yZWlnbg=="}
+CALL = {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "3"}]}
+REDACTED = {"type": "redacted_thinking", "data": "Zm9yZWlnbg=="}
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "Hi"}],
+}
+RESPONSE = {"id": "resp_1", "object": "response", "status": "completed", "model": "m", "output": []}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_thinking_that_another_model_signed(stream: bool, tmp_path: Path) -> None:
+    """ "Invalid `signature` in `thinking` block" (llxprt-code issue 2335): so it is with models of one account, too."""
+
+    def refuses(asked: Any) -> str:
+        for n, turn in enumerate(asked["messages"]):
+            for m, block in enumerate(turn["content"] if turn["role"] == "assistant" else ()):
+                if block["type"] in ("thinking", "redacted_thinking"):
+                    return f"messages.{n}.content.{m}: Invalid `signature` in `thinking` block"
+        is_call = asked["messages"][-2]["content"] == [CALL]
+        return "Expected `thinking`" if is_call and asked["thinking"]["type"] != "disabled" else ""
+
+    async def anthropic(connection: Connection, seen: Seen) -> None:
+        if seen.json["stream"]:
+            await connection.head()
+            for event in ({"type": "message_start", "message": MESSAGE}, {"type": "message_stop"}):
+                await connection.chunk(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+            await connection.end()
+        else:
+            await connection.reply(MESSAGE)
+
+    calls = {"role": "assistant", "content": [THOUGHT, REDACTED, CALL]}
+    said = {"role": "assistant", "content": [THOUGHT, {"type": "text", "text": "Hi"}]}
+    silent = {"role": "assistant", "content": [THOUGHT]}
+    thinking = {"type": "enabled", "budget_tokens": 2000}
+    async with upstream(each(AWAY)) as first, upstream(each(strict(refuses, anthropic))) as second:
+        providers = {name: openai(up.url, speaks=["messages"]) for name, up in (("a", first), ("b", second))}
+        async with proxy(settings(providers), tmp_path) as p:
+            for turns, left, kind in (
+                ([GO, said, GO, calls, RESULT], [GO, {**said, "content": said["content"][1:]}, GO], "disabled"),
+                ([GO, calls, RESULT, said, GO], [GO], "enabled"),
+                ([GO, silent, GO], [GO, GO], "enabled"),
+            ):
+                asked = {"model": "mana/test", "max_tokens": 9000, "thinking": thinking, "stream": stream}
+                before = len(second.posts)
+                async with p.client.post(p.url + "/v1/messages", json={**asked, "messages": turns}) as response:
+                    assert response.status == 200, await response.read()
+                    await response.read()
+                sent = second.posts[-1].json
+                assert (len(second.posts), sent["thinking"]["type"]) == (before + 2, kind)
+                assert sent["messages"][: len(left)] == left
+                assert b"foreign" not in second.posts[-1].body and b"Zm9y" not in second.posts[-1].body
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_reasoning_that_another_account_encrypted(stored: bool, tmp_path: Path) -> None:
+    """codex sends it with each turn, and stores nothing (codex issue 8100)."""
+    mine = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+    said = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "f", "arguments": "\ufffd"}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "3"}
+
+    def refuses(asked: Any) -> str:
+        if any(item.get("encrypted_content") for item in asked["input"]):
+            return "The encrypted content gAAA could not be verified."
+        return ""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        await connection.reply(RESPONSE)
+
+    async with upstream(each(AWAY)) as first, upstream(each(strict(refuses, answer))) as second:
+        providers = {name: openai(up.url, speaks=["responses"]) for name, up in (("a", first), ("b", second))}
+        async with proxy(settings(providers), tmp_path) as p:
+            asked = {"model": "mana/test", "store": stored, "include": ["reasoning.encrypted_content"]}
+            turns = [GO, mine, {**said, "arguments": "\ud800"}, result]
+            assert (await p.post("/v1/responses", {**asked, "input": turns}))[0] == 200
+    assert len(second.posts) == 2
+    assert second.posts[-1].json == {**second.posts[0].json, "input": [GO, said, result]}
+
+
+async def chat(p: Proxy) -> tuple[int, Any, dict[str, str]]:
+    _, made, _ = await p.chat(messages=[GO])
+    said = made["choices"][0]["message"]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "3"} for call in said["tool_calls"]]
+    return await p.chat(messages=[GO, said, *results])
+
+
+async def messages(p: Proxy) -> tuple[int, Any, dict[str, str]]:
+    asked = {"model": "mana/test", "max_tokens": 9, "messages": [GO]}
+    _, made, _ = await p.post("/v1/messages", asked)
+    calls = [block for block in made["content"] if block["type"] == "tool_use"]
+    results = [{"type": "tool_result", "tool_use_id": call["id"], "content": "3"} for call in calls]
+    turns = [GO, {"role": "assistant", "content": made["content"]}, {"role": "user", "content": results}]
+    return await p.post("/v1/messages", {**asked, "messages": turns})
+
+
+async def responses(p: Proxy) -> tuple[int, Any, dict[str, str]]:
+    asked = {"model": "mana/test", "store": False, "include": ["reasoning.encrypted_content"]}
+    _, made, _ = await p.post("/v1/responses", {**asked, "input": [GO]})
+    calls = [item for item in made["output"] if item["type"] == "function_call"]
+    results = [{"type": "function_call_output", "call_id": call["call_id"], "output": "3"} for call in calls]
+    return await p.post("/v1/responses", {**asked, "input": [GO, *made["output"], *results]})
+
+
+CONVERSATIONS = {"chat": chat, "messages": messages, "responses": responses}
