@@ -389,7 +389,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"input": ["hi"]}, "input[0]", "object"),
     ({"input": [{}]}, "input[0]", "neither"),
     ({"input": [{"type": "computer_call"}]}, "input[0]", "computer_call"),
-    ({"input": [USER, {"type": "web_search_call", "id": "ws_1"}]}, "input[1]", "web_search_call"),
+    ({"input": [USER, {"type": "mcp_call", "id": "mcp_1"}]}, "input[1]", "mcp_call"),
     ({"input": [{"role": "critic", "content": "x"}]}, "input[0].role", "user"),
     ({"input": [{"role": "user"}]}, "input[0].content", "missing"),
     ({"input": [{"role": "user", "content": 3}]}, "input[0].content", "parts"),

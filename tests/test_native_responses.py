@@ -36,9 +36,11 @@ from tests.native_servers import (
 from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.responses import FUNCTION, parsed
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
+from tests.waiting import until
 
 NATIVE = ["chat", "responses"]
 SEARCH = {"type": "web_search"}
+USER = {"role": "user", "content": "hi"}
 
 
 async def stream(p: Proxy, **body: Any) -> tuple[int, bytes]:
@@ -186,13 +188,26 @@ async def test_what_a_provider_did_by_itself_stays_with_it(tmp_path: Path) -> No
             code, told, _ = await p.post("/v1/responses", {"model": "b/m", **more})
             assert (code, told["model"]) == (200, "b/m")
             assert [row["content"] for row in chats.posts[-1].json["messages"]] == ["hi", "Hello", "x"]
-            assert "not sent on: kept item web_search_call" in p.log.getvalue()
+            assert "not sent on: item web_search_call" in p.log.getvalue()
             await p.post("/v1/responses", {"model": "c/m", **more})
             assert [row["type"] for row in other.posts[-1].json["input"]] == ["message"] * 3
             await p.post("/v1/responses", {"model": "a/m", "input": "y", "previous_response_id": told["id"]})
             assert up.posts[-1].json["input"][1:3] == [search, said()]
             _, listed = await p.get(f"/v1/responses/{told['id']}/input_items?order=asc")
             assert listed["data"][1] == search
+
+
+async def test_a_search_that_the_client_sends_back_binds_it_to_nobody(tmp_path: Path) -> None:
+    """As codex does, which stores nothing: once it had searched, the fallback was left out (503)."""
+    items = [USER, {"type": "web_search_call", "id": "ws_1"}, {"type": "file_search_call", "id": "fs_1"}, said(), USER]
+    async with upstream(each(answers)) as chats, upstream(each(status("503 Busy"))) as up:
+        providers = {"p": openai(up.url, speaks=NATIVE), "a": openai(chats.url)}
+        async with proxy(settings(providers), tmp_path) as p:
+            code, told, _ = await p.post("/v1/responses", {"input": items, "store": False, "tools": [SEARCH]})
+            assert (code, told["model"]) == (200, "a/m")
+            assert up.posts[0].json["input"] == items
+            assert [row["content"] for row in chats.posts[0].json["messages"]] == ["hi", "Hello", "hi"]
+            await until(lambda: "not sent on: item web_search_call" in p.log.getvalue())
 
 
 async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) -> None:
@@ -202,7 +217,7 @@ async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) ->
         async with proxy(settings(providers, chain=["a/m", "p/m"]), tmp_path) as p:
             for body in (
                 {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]},
-                {"input": [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "hi"}]},
+                {"input": [{"type": "code_interpreter_call", "id": "ci_1"}, {"role": "user", "content": "hi"}]},
                 {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "https://x/y"}]}]},
                 {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}]},
                 {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}]},

@@ -239,7 +239,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: b
     """
     chat, encode_large = asked.chat, asked.encode_whole
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
-    notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
+    notes += tuple(f"not sent on: item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
 
     def at(provider: str) -> Call:
         messages = conversation.messages(provider)

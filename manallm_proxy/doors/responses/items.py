@@ -30,6 +30,9 @@ _KNOWN: Final = (
     "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
     "image_generation_call and item_reference"
 )
+_SEARCHES: Final = frozenset({"web_search_call", "file_search_call"})
+"""Types of items that only say that a provider has searched: they are left out, as the tools are. A client that stores
+nothing sends them with each turn, and could not go on with any other target."""
 
 
 @define
@@ -112,7 +115,7 @@ class Conversation:
     carries: bool = False
     """Whether any data is meant for one provider only."""
     left_out: list[str] = field(factory=list)
-    """Types of stored items left out since only the provider that made them can read them (searches, ...)."""
+    """Types of items left out since only the provider that made them can read them (searches, ...)."""
 
     def say(self, role: str, content: Any, path: str) -> None:
         """Adds a message that is not an assistant's. `path`: its path in the request."""
@@ -138,7 +141,7 @@ class Conversation:
                 self._image(item, path)
             case None:
                 raise InvalidRequest(f"{path} has neither 'type' nor 'role'", param=path)
-            case _ if KEPT in item:
+            case _ if KEPT in item or kind in _SEARCHES:
                 self.left_out.append(kind)
             case _:
                 raise Untranslatable(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
