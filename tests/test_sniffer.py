@@ -11,13 +11,17 @@ from typing import Any
 
 from tests.cases import each_with_each
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.servers import gemini
+from tests.servers import LAST, gemini, line
 from tests.upstreams import DONE, Answer, Connection, Seen, chunk, completion, each, upstream
 
 BOM = b"\xef\xbb\xbf"
 BEFORE = [BOM, BOM + b": ping\n\n", BOM + b"\n" * 100, b"\n" * 100]
 OPENAI = chunk("Hello") + chunk(finish="stop") + DONE
 GEMINI = b"data: " + gemini("Hello", finish="STOP") + b"\r\n\r\n"
+
+
+OLLAMA = line("Hello") + LAST
+WHOLE = {"gpu": json.dumps(completion()).encode(), "google": gemini("Hello", finish="STOP"), "box": OLLAMA}
 
 
 def sends(data: bytes, step: int, content_type: str) -> Answer:
@@ -34,7 +38,9 @@ def sends(data: bytes, step: int, content_type: str) -> Answer:
 
 
 def providers(url: str) -> dict[str, Any]:
-    return {"gpu": openai(url), "google": {"kind": "google", "base_url": url, "api_key": "k"}}
+    return {"gpu": openai(url), "google": {"kind": "google", "base_url": url, "api_key": "k"}} | {
+        "box": {"kind": "ollama", "base_url": url}
+    }
 
 
 @asynccontextmanager
@@ -45,9 +51,9 @@ async def opened(url: str) -> AsyncIterator[Proxy]:
 
 
 def texts(body: bytes) -> Iterator[str]:
-    for line in body.split(b"\n"):
-        if line.startswith(b"data: {"):
-            yield from (row["delta"].get("content") or "" for row in json.loads(line[6:])["choices"])
+    for row in body.split(b"\n"):
+        if row.startswith(b"data: {"):
+            yield from (each["delta"].get("content") or "" for each in json.loads(row[6:])["choices"])
 
 
 @each_with_each(["gpu", "google"], BEFORE, [1, 3, 64])
@@ -59,10 +65,9 @@ async def test_what_stands_before_a_stream(name: str, before: bytes, step: int) 
         assert (status, "".join(texts(body)), body.count(DONE)) == (200, "Hello", 1)
 
 
-@each_with_each(["gpu", "google"], [BOM, BOM + b" \n", b"\n" * 100], [1, 3, 64])
+@each_with_each(["gpu", "google", "box"], [BOM, BOM + b" ", b"\n" * 100], [1, 3, 64])
 async def test_what_stands_before_a_whole_answer(name: str, before: bytes, step: int) -> None:
-    """In place of a stream."""
-    data = before + (json.dumps(completion()).encode() if name == "gpu" else gemini("Hello", finish="STOP"))
-    async with upstream(each(sends(data, step, "application/json"))) as up, opened(up.url) as p:
+    """In place of a stream; Ollama's streams are such answers."""
+    async with upstream(each(sends(before + WHOLE[name], step, "application/json"))) as up, opened(up.url) as p:
         status, body, _ = await p.stream(model=f"{name}/m")
         assert (status, "".join(texts(body)), body.count(DONE)) == (200, "Hello", 1)

@@ -16,6 +16,7 @@ from manallm_proxy.openai import sliced
 from manallm_proxy.openai.deferred_free import free_in_pieces
 from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.json_object import (
+    BOM,
     DecodeErrors,
     decode_leniently,
     encode,
@@ -138,7 +139,7 @@ def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:  # a lone surrogate is legal JSON, and becomes U+FFFD
-        lenient = replace_lone_surrogates(body)
+        lenient = replace_lone_surrogates(body.removeprefix(BOM))
         if lenient == body:
             raise
         return decoder.decode(lenient)
