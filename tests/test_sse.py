@@ -59,6 +59,16 @@ def test_the_bytes_stay(name: str) -> None:
         assert b"".join(f.raw for f in frames_of(stream, cut)).strip(b"\r\n") == stream.strip(b"\r\n")
 
 
+def test_no_frame_begins_with_a_line_end() -> None:
+    """After an ``id`` openai-python reads each blank line as an empty event, and its JSON."""
+    for end in ("\n", "\r\n", "\r"):
+        stream = f"data: one{end}{end}{end}id: 7{end}data: two{end}{end}{end}{end}{end}data: [DONE]{end}{end}".encode()
+        for cut in range(len(stream) + 1):
+            frames = frames_of(stream, cut)
+            assert [f.data for f in frames] == [b"one", b"two", b"[DONE]"]
+            assert not any(f.raw.startswith((b"\r", b"\n")) for f in frames)
+
+
 def test_cut_into_single_bytes() -> None:
     """UTF-8, CRLF and the BOM all come apart."""
     stream = "\ufeffdata: zwölf \U0001f41f\r\n\r\ndata: \u2028\u0085\r\n\r\n".encode()
