@@ -20,6 +20,7 @@ from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.relay import for_target
 from tests.native_servers import speaks_messages
 from tests.proxy import Proxy, openai, proxy, settings
+from tests.servers import gemini_server
 from tests.upstreams import Connection, Seen, answers, each, upstream
 from tests.waiting import until
 
@@ -142,6 +143,35 @@ async def test_what_a_refusal_says_is_the_most(speaks: list[str], tmp_path: Path
                 before = len(up.posts)
                 assert (await p.chat(max_tokens=9000))[0] == 400
                 assert (len(up.posts) - before, json.loads(up.posts[-1].body)["max_tokens"]) == (1, 9000)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_gemini_says_is_the_most(stream: bool, tmp_path: Path) -> None:
+    """It is not asked for its list; what it calls the end of the range is not in it (bolt.diy issue 955)."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        asks = seen.json["generationConfig"]["maxOutputTokens"]
+        if asks < 8193:
+            await gemini_server(connection, seen)
+            return
+        words = (
+            f"Unable to submit request because it has a maxOutputTokens value of {asks} but the supported range is "
+            "from 1 (inclusive) to 8193 (exclusive). Update the value and try again."
+        )
+        error = {"code": 400, "message": words, "status": "INVALID_ARGUMENT"}
+        await connection.reply({"error": error}, "400 Bad Request")
+
+    async with upstream(each(answer)) as up:
+        providers = {"p": {"kind": "google", "base_url": up.url, "api_key": "k"}}
+        async with proxy(settings(providers), tmp_path) as p:
+            body = {"max_tokens": 128_000, "messages": [USER], "stream": stream}
+            async with p.client.post(p.url + "/v1/messages", json=body) as response:
+                assert (response.status, b"Hel" in await response.read()) == (200, True)
+            sent = [post.json["generationConfig"]["maxOutputTokens"] for post in up.posts]
+            assert sent == [128_000, 8192]
+            await until(lambda: "max_tokens: 8192 instead of 128000" in p.log.getvalue())
+            assert (await p.chat(max_tokens=9000))[0] == 400, "a chat's is the client's to mend"
+            assert len(up.posts) == 3
 
 
 @pytest.mark.parametrize("speaks", [["chat"], ["messages"]])

@@ -3,7 +3,8 @@
 OpenAI's newer models refuse ``max_tokens``, and Mistral and other strict servers ``max_completion_tokens``. The numbers
 are in the refusal's message: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum context length is 64001
 tokens and your request has 24235 input tokens"), Anthropic ("max_tokens: 9 > 8, which is the maximum"), DeepSeek ("the
-valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`").
+valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`"), Gemini ("the supported range is
+from 1 (inclusive) to 8193 (exclusive)").
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ _UNKNOWN: Final = re.compile(
     rb"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|extra (?:inputs|fields)",
     re.IGNORECASE,
 )
-_NAMED: Final = re.compile(r"max_(?:completion_|output_)?tokens|completion tokens|in the completion")
+_NAMED: Final = re.compile(r"max_(?:completion_|output_)?tokens|maxOutputTokens|completion tokens|in the completion")
 _WINDOW: Final = re.compile(
     r"maximum context length is (\d{1,9}) tokens.{1,200}?(?:(\d{1,9}) input tokens|\((\d{1,9}) in the messages)",
     re.DOTALL,
 )
+_END: Final = re.compile(r"range is from \d \(inclusive\) to (\d{1,9}) \(exclusive\)")
 _MOST: Final = re.compile(
     r"at most (\d{1,9}) (?:completion|output) tokens|\[\d, ?(\d{1,9})\]"
     r"|(?:less than or equal to|<=|at most) [`'\"]?(\d{1,9})|\d > (\d{1,9}), which is the maximum"
@@ -42,6 +44,8 @@ def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
         return None
     if window := _WINDOW.search(words):
         most = int(window[1]) - int(window[2] or window[3])
+    elif end := _END.search(words):
+        most = int(end[1]) - 1
     elif limit := _MOST.search(words):
         most = int(next(filter(None, limit.groups())))
     else:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from attrs import evolve
+
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -19,6 +21,7 @@ from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
+from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.past_reasoning import refuses_signatures
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
@@ -52,10 +55,13 @@ class GeminiWire:
         return errors.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Replaces the signatures of the history, which may be of another model, whose signature none knows."""
-        if status != 400 or call.endpoint is not Endpoint.CHAT or not refuses_signatures(body):
+        """Replaces the signatures of the history, which may be of another model, or reduces ``max_tokens``."""
+        if status != 400 or call.endpoint is not Endpoint.CHAT:
             return None
-        return gemini_request.build(call, entry, is_foreign=True)
+        if refuses_signatures(body):
+            return gemini_request.build(call, entry, is_foreign=True)
+        shorter = clamp_max_tokens(call, body) if call.cuts_length else None
+        return evolve(self.request(shorter, entry), call=shorter) if shorter is not None else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
