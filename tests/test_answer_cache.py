@@ -531,6 +531,21 @@ def test_what_a_provider_may_have_sent_breaks_nothing() -> None:
                 replay.to_whole(data, None)
 
 
+def test_what_is_odd_in_a_whole_answer_is_not_so_in_its_stream() -> None:
+    """An empty error, which SDKs raise in a chunk; calls that all have one number, which they take for one call."""
+    calls = [{"id": f"c{n}", "index": 0, "function": {"name": "f", "arguments": "{}"}} for n in range(2)]
+    choices = [{"index": 0, "message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]
+    whole = json.dumps({"id": "x", "error": {"message": "", "code": 0}, "choices": choices}).encode()
+    chunks = [
+        json.loads(row[6:]) for row in (REPLAYS["chat/completions"].to_stream(whole, True) or b"").split(b"\n\n")[:-2]
+    ]
+    assert not any("error" in each for each in chunks)
+    assert [(call["index"], call["id"]) for call in chunks[0]["choices"][0]["delta"]["tool_calls"]] == [
+        (0, "c0"),
+        (1, "c1"),
+    ]
+
+
 async def test_a_kept_answer_without_the_other_form_is_asked_for(tmp_path: Path) -> None:
     """Whole it is a hit all the same."""
     path, body = DOORS["chat/completions"]

@@ -14,7 +14,8 @@ from manallm_proxy.openai.usage import usage_to_openai
 
 _FAILED: Final = re.compile(rb'"finish_reason"\s*:\s*"error"')
 """Cannot be part of a text, since quotes are escaped there."""
-_APART: Final = frozenset({"object", "choices", "usage"})
+_APART: Final = frozenset({"object", "choices", "usage", "error"})
+"""An error that a good answer has is an empty one, which SDKs raise in a chunk all the same."""
 
 
 @frozen
@@ -65,7 +66,7 @@ def _delta(message: dict[str, Any]) -> dict[str, Any]:
     delta = {key: value for key, value in message.items() if value is not None}
     calls = delta.get("tool_calls")
     if isinstance(calls, list):
-        delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls)]
+        delta["tool_calls"] = [{**call, "index": n} for n, call in enumerate(calls)]
     return {"role": "assistant", "content": "", **delta}
 
 
