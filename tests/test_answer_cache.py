@@ -144,7 +144,9 @@ async def test_a_stream_of_a_kept_answer_says_what_it_does(door: str, tmp_path: 
     async with upstream(each(talks)) as server, proxy(kept(server.url), tmp_path) as gate:
         whole, _, _ = await ask(gate, path, body, stream=False)
         replay = REPLAYS[door]
-        assert json.loads(replay.to_whole(replay.to_stream(whole, True) or b"", None) or b"") == json.loads(whole)
+        stream = replay.to_stream(whole, True) or b""
+        for end in (b"\n", b"\r\n", *((b"\r",) if not door.startswith("api") else ())):
+            assert json.loads(replay.to_whole(stream.replace(b"\n", end), None) or b"") == json.loads(whole)
 
 
 async def test_embeddings_are_kept_for_a_provider_that_says_so(tmp_path: Path) -> None:

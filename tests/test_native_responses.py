@@ -16,7 +16,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.door import ResponsesDoor
-from manallm_proxy.doors.responses.numbering import shifted
+from manallm_proxy.doors.responses.numbering import after, first, shifted
 from manallm_proxy.doors.responses.reply import ResponsesReply
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import MemoryStore, Stored
@@ -453,12 +453,20 @@ async def test_a_silence_is_filled_with_its_own_state(tmp_path: Path) -> None:
             assert rows[-1]["type"] == "response.completed"
 
 
+def test_a_number_where_lines_end_in_cr() -> None:
+    """The last event of each read was lost, once a heartbeat had taken a number."""
+    for end in ("\n", "\r\n", "\r"):
+        events = "".join(f'data: {{"sequence_number":{n}}}{end}{end}' for n in (4, 5)).encode()
+        assert (first(events), after(events, 0)) == (4, 6)
+
+
 def test_only_an_events_own_number_is_changed() -> None:
     """Neither a member of that name further inside, nor one in a text; all else keeps its bytes."""
     inside = b'"item":{"sequence_number":1.50,"text":"\\"sequence_number\\":1"}'
     for before, now in (
         (b'event: a\ndata: {%b, "sequence_number" : 9}\n\n' % inside, b'event: a\ndata: {%b,"sequence_number":12}\n\n'),
         (b'data: {"sequence_number":0,%b}\r\n\r\n' % inside, b'data: {"sequence_number":3,%b}\r\n\r\n'),
+        (b'data: {"sequence_number":0,%b}\r\r' % inside, b'data: {"sequence_number":3,%b}\r\r'),
         (b"data: {%b}\n\n" % inside, b"data: {%b}\n\n"),
         (b'data: {"sequence_number":"9",%b}\n\n' % inside, b'data: {"sequence_number":"9",%b}\n\n'),
         (b'data: {"sequence_number":9,%b\n\n' % inside, b'data: {"sequence_number":9,%b\n\n'),

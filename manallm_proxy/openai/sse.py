@@ -115,6 +115,14 @@ def _split(window: bytes) -> tuple[list[bytes], bytes]:
     return frames, window[start:]
 
 
+def whole_frames(events: bytes) -> list[Frame]:
+    """The frames of `events`, which are whole: a CR at the end of the last one ends it."""
+    decoder = Decoder()
+    frames = decoder.feed(events)
+    rest = decoder.take()
+    return [*frames, parse(rest)] if rest.strip(b"\r\n") else frames
+
+
 @define
 class Decoder:
     """Turns a byte stream, split anywhere, into whole frames, in order.

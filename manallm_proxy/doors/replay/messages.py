@@ -49,7 +49,7 @@ def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
     """None if the stream has no end."""
     message: dict[str, Any] = {}
     blocks: dict[int, Block] = {}
-    for frame in sse.Decoder().feed(stream):
+    for frame in sse.whole_frames(stream):
         payload = decode(frame.data or b"{}")
         match payload.get("type"):
             case "message_start":

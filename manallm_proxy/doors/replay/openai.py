@@ -74,7 +74,7 @@ def to_whole(kind: Kind, stream: bytes, usage: Usage | None) -> bytes | None:
     """None if a choice ended with an error, or not at all."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
-    for frame in sse.Decoder().feed(stream):
+    for frame in sse.whole_frames(stream):
         chunk = None if frame.data in (None, b"[DONE]") else decode_leniently(frame.data or b"")
         if not isinstance(chunk, dict):
             continue

@@ -111,7 +111,7 @@ def _part(part: dict[str, Any], here: dict[str, Any]) -> Iterator[_Event]:
 
 def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
     """The response of the last event; None if that is not the end of a successful one."""
-    frames = [frame for frame in sse.Decoder().feed(stream) if frame.data is not None]
+    frames = [frame for frame in sse.whole_frames(stream) if frame.data is not None]
     payload = decode(frames[-1].data or b"{}") if frames else {}
     if payload.get("type") not in _ENDS:
         return None

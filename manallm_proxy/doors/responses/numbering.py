@@ -25,7 +25,7 @@ _OBJECT: Final[msgspec.json.Decoder[dict[str, msgspec.Raw]]] = msgspec.json.Deco
 
 def first(events: bytes) -> int | None:
     """The first sequence number in `events`."""
-    frames = sse.Decoder().feed(events) if KEY in events else ()
+    frames = sse.whole_frames(events) if KEY in events else ()
     return next((found[1] for frame in frames if (found := _members(frame)) is not None), None)
 
 
@@ -34,7 +34,7 @@ def after(events: bytes, known: int) -> int:
     usual = _USUAL.match(events)
     if usual is not None and events.find(b"\n\n") == len(events) - 2:  # one event, which may be megabytes
         return max(known, int(usual[1]) + 1)
-    for frame in reversed(sse.Decoder().feed(events)):
+    for frame in reversed(sse.whole_frames(events)):
         if (found := _members(frame)) is not None:
             return max(known, found[1] + 1)
     return known
@@ -42,7 +42,7 @@ def after(events: bytes, known: int) -> int:
 
 def shifted(events: bytes, by: int) -> bytes:
     """Whole `events` with `by` added to the number of each that has one. All other members keep their bytes."""
-    return b"".join([_shifted(frame, by) for frame in sse.Decoder().feed(events)])
+    return b"".join([_shifted(frame, by) for frame in sse.whole_frames(events)])
 
 
 def _shifted(frame: sse.Frame, by: int) -> bytes:
