@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.providers.past_reasoning import REASONING, SIGNATURES, refused_members, refuses_signatures
+from manallm_proxy.providers.history import IDS, REASONING, SIGNATURES, refused_members, refuses_signatures
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.servers import gemini_server
 from tests.upstreams import Answer, Connection, Seen, answers, each, status, upstream
@@ -128,6 +128,7 @@ def test_what_is_refused() -> None:
         REASONING,
         SIGNATURES,
     }
+    assert refused_members(b"Invalid 'messages[3].tool_call_id': string too long. Expected") == {IDS}
     for words in (b"reasoning_content is missing", b"unsupported: 'reasoning_effort'", b"extra_content is missing"):
         assert not refused_members(words)
     for words in (
@@ -254,6 +255,100 @@ async def test_reasoning_that_another_account_encrypted(stored: bool, tmp_path: 
             assert (await p.post("/v1/responses", {**asked, "input": turns}))[0] == 200
     assert len(second.posts) == 2
     assert second.posts[-1].json == {**second.posts[0].json, "input": [GO, said, result]}
+
+
+LONG, ODD = "call_" + "x" * 60, "functions.Bash:0"
+
+
+def two_calls(*ids: str) -> list[Any]:
+    """A conversation of a chat in which two tools were called."""
+    calls = [{**called(), "id": id_} for id_ in ids]
+    results = [{"role": "tool", "tool_call_id": id_, "content": "3"} for id_ in reversed(ids)]
+    return [GO, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+
+
+async def test_ids_that_mistral_does_not_accept(tmp_path: Path) -> None:
+    """ "Must be a-z, A-Z, 0-9, with a length of 9" (opencode issue 1680). They stay apart, and each its result's."""
+
+    def refuses(asked: Any) -> str:
+        ids = [call["id"] for message in asked["messages"] for call in message.get("tool_calls", ())]
+        odd = [id_ for id_ in ids if len(id_) != 9 or not id_.isalnum()]
+        return f"Tool call id was {odd[0]} but must be a-z, A-Z, 0-9, with a length of 9." if odd else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for expected, ids in ((2, (LONG, ODD)), (3, (LONG, ODD)), (4, ("abcdefgh1", LONG))):
+            history = two_calls(*ids)
+            assert (await p.chat(model="p/m", messages=history))[0] == 200
+            sent = up.posts[-1].json["messages"]
+            short = [call["id"] for call in sent[1]["tool_calls"]]
+            assert sent == two_calls(*short) and len({*short}) == 2
+            assert len(up.posts) == expected  # from then on it is known
+        assert short[0] == "abcdefgh1"
+        body = {"model": "p/m", "max_tokens": 9, "messages": TOOL_TURNS}
+        assert (await p.post("/v1/messages", body))[0] == 200
+        assert len(up.posts) == 5
+
+
+TOOL_TURNS = [
+    GO,
+    {"role": "assistant", "content": [{**CALL, "id": ODD}, {**CALL, "id": "toolu_1"}]},
+    {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": id_, "content": "3"} for id_ in (ODD, "toolu_1")],
+    },
+]
+
+
+async def test_ids_that_anthropic_does_not_accept(tmp_path: Path) -> None:
+    """Of Kimi's calls, for one (bifrost issue 5097)."""
+
+    def refuses(asked: Any) -> str:
+        ids = [block.get("id", block.get("tool_use_id")) for turn in asked["messages"][1:] for block in turn["content"]]
+        odd = "." in "".join(ids)
+        return "messages.1.content.0.tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'" if odd else ""
+
+    async def anthropic(connection: Connection, seen: Seen) -> None:
+        await connection.reply(MESSAGE)
+
+    async with upstream(each(strict(refuses, anthropic))) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as p:
+            body = {"model": "p/m", "max_tokens": 9, "messages": TOOL_TURNS}
+            assert (await p.post("/v1/messages", body))[0] == 200
+    turns = up.posts[-1].json["messages"]
+    calls = [block["id"] for block in turns[1]["content"]]
+    assert calls == [block["tool_use_id"] for block in turns[2]["content"]] and len({*calls}) == 2
+    assert len(up.posts) == 2
+
+
+async def test_ids_that_are_too_long_for_openai(tmp_path: Path) -> None:
+    """40 characters in a chat (agno issue 5382), 64 in Responses."""
+
+    def refuses(asked: Any) -> str:
+        if "input" in asked:
+            odd = any(len(item.get("call_id", "")) > 64 for item in asked["input"])
+            return (
+                "Invalid 'input[1].call_id': string too long. Expected a string with maximum length 64" if odd else ""
+            )
+        odd = any(len(call["id"]) > 40 for message in asked["messages"] for call in message.get("tool_calls", ()))
+        return "Invalid 'messages[1].tool_calls[0].id': string too long. Expected a string with" if odd else ""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        await (connection.reply(RESPONSE) if "input" in seen.json else answers(connection, seen))
+
+    items = [
+        GO,
+        {"type": "function_call", "call_id": LONG, "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": LONG, "output": "3"},
+    ]
+    async with upstream(each(strict(refuses, answer))) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=["chat", "responses"])}), tmp_path) as p:
+            assert (await p.chat(model="p/m", messages=two_calls(LONG, "c2")))[0] == 200
+            sent = up.posts[-1].json["messages"]
+            assert sent == two_calls(*[call["id"] for call in sent[1]["tool_calls"]])
+            assert (await p.post("/v1/responses", {"model": "p/m", "input": items}))[0] == 200
+            sent = up.posts[-1].json["input"]
+            assert sent == [GO, *[{**item, "call_id": sent[1]["call_id"]} for item in items[1:]]]
+    assert len(up.posts) == 4
 
 
 async def chat(p: Proxy) -> tuple[int, Any, dict[str, str]]:

@@ -21,8 +21,8 @@ from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
+from manallm_proxy.providers.history import refuses_signatures
 from manallm_proxy.providers.length import clamp_max_tokens
-from manallm_proxy.providers.past_reasoning import refuses_signatures
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 

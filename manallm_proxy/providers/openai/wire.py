@@ -26,6 +26,14 @@ from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.effort import nearest_effort
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
+from manallm_proxy.providers.history import (
+    IDS,
+    REASONING,
+    SIGNATURES,
+    refused_members,
+    refuses_signatures,
+    without_members,
+)
 from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, is_unknown, named, wanted_name, without_field
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
@@ -43,20 +51,13 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
-from manallm_proxy.providers.past_reasoning import (
-    REASONING,
-    SIGNATURES,
-    refused_members,
-    refuses_signatures,
-    without_members,
-)
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
 TOP_K: Final = "top_k"
-_REFUSABLE: Final = frozenset({REASONING, SIGNATURES})
+_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS})
 T = TypeVar("T")
 
 
@@ -75,7 +76,7 @@ class OpenAIWire:
     _lengths: dict[str, str] = field(factory=dict)
     """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
     _forgetful: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what those refused in a history that have refused any of it, see `past_reasoning`."""
+    """By model, oldest first: what those refused in a history that have refused any of it, see `history`."""
     _no_top_k: dict[str, None] = field(factory=dict)
     """Models that refused ``top_k``, oldest first."""
 
@@ -123,7 +124,8 @@ class OpenAIWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
-        So it does with reasoning and signatures in the history, which clients send back to whoever serves them next.
+        So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
+        ids of calls get another form.
 
         Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
         default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest

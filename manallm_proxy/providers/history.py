@@ -1,14 +1,17 @@
-"""Takes out of a history what the provider refuses there: reasoning and signatures, its own or another provider's.
+"""Takes out of a history what the provider refuses there, or writes it anew: its own, or what another provider wrote.
 
 Kimi and DeepSeek refuse the result of a tool call without what was thought before it, so doors send it back to whoever
 thought. Groq's server refuses such members ("property 'reasoning_content' is unsupported"), and clients of chats send
 back all that they were given, whoever serves them next: Mistral and Fireworks refuse a call with Gemini's signature
-("Extra inputs are not permitted"), Gemini and Anthropic one that another model wrote.
+("Extra inputs are not permitted"), Gemini and Anthropic one that another model wrote; Mistral refuses ids of calls that
+are not of nine letters and digits, OpenAI those that are longer than 40 characters, Anthropic those with a dot.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import string
 from collections.abc import Collection
 from typing import Final, TypeVar
 
@@ -16,28 +19,37 @@ import msgspec
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.json_object import DecodeErrors, contains, encoder, replace_lone_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode, encoder, replace_lone_surrogates
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.providers.length import is_unknown
 
-REASONING, SIGNATURES = "reasoning", "signatures"
-"""What may be left out: members of a message, and one of its tool calls."""
+REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
+"""What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
 _MEMBERS: Final = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
-_EXTRA, _CALLS = "extra_content", "tool_calls"
+_EXTRA, _CALLS, _RESULT = "extra_content", "tool_calls", "tool_call_id"
 _NAMED: Final = re.compile(rb"reasoning_content|reasoning_details|['\"`.\\]reasoning['\"`\\:]")
 _FOREIGN: Final = re.compile(
     rb"(?:corrupted|invalid|missing a) thought[ _]?signature|thought[ _]?signature is not valid"
     rb"|\bsignature\W{1,4}in \W{0,2}thinking|\.thinking\.signature\b",
     re.IGNORECASE,
 )
-_BEGUN: Final = {REASONING: b'"reasoning', SIGNATURES: b'"extra_content"'}
+_ODD_ID: Final = re.compile(
+    rb"Tool call id was .{1,200}? must be|(?:tool_calls\[\d{1,9}\]\.id|call_id)\W{1,5}string too long"
+    rb"|tool_use(?:_id|\.id)\W{1,5}String should",
+    re.DOTALL,
+)
+_BEGUN: Final = {REASONING: b'"reasoning', SIGNATURES: b'"extra_content"', IDS: b'"tool_call'}
 _ROWS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
-_Row = dict[str, msgspec.Raw]
+_SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
+_DIGITS: Final = string.digits + string.ascii_lowercase
+Row = dict[str, msgspec.Raw]
 _T = TypeVar("_T")
 
 
 def refused_members(refusal: bytes) -> frozenset[str]:
-    """What a `refusal` says is unknown: `REASONING`, `SIGNATURES`, both or none."""
+    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, or nothing of a history."""
+    if refuses_ids(refusal):
+        return frozenset({IDS})
     if not is_unknown(refusal):
         return frozenset()
     named = {REASONING: _NAMED.search(refusal) is not None, SIGNATURES: _EXTRA.encode() in refusal}
@@ -47,6 +59,19 @@ def refused_members(refusal: bytes) -> frozenset[str]:
 def refuses_signatures(refusal: bytes) -> bool:
     """Whether a `refusal` is of a signature in the history: one of another model, or none where there must be one."""
     return _FOREIGN.search(refusal) is not None
+
+
+def refuses_ids(refusal: bytes) -> bool:
+    """Whether a `refusal` is of the id of a tool call."""
+    return _ODD_ID.search(refusal) is not None
+
+
+def short_id(id_: str) -> str:
+    """An id that all servers accept in place of `id_`, always the same: so the history's beginning stays in caches."""
+    if _SHORT.fullmatch(id_):
+        return id_
+    number = int.from_bytes(hashlib.sha256(id_.encode(errors="surrogatepass")).digest())
+    return "".join(_DIGITS[number // len(_DIGITS) ** place % len(_DIGITS)] for place in range(9))
 
 
 def without_members(call: Call, refused: Collection[str]) -> Call:
@@ -73,12 +98,27 @@ def decoded_rows(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
         return decoder.decode(replace_lone_surrogates(body))
 
 
-def _kept(row: _Row, refused: Collection[str]) -> _Row:
+def shortened(row: Row, key: str) -> Row:
+    """`row` with a short id under `key`; itself if it has one, or none. Raises one of `DecodeErrors`."""
+    if key not in row:
+        return row
+    id_ = decode(row[key], type=str)
+    short = short_id(id_)
+    return row if short == id_ else {**row, key: msgspec.Raw(encode(short))}
+
+
+def _kept(row: Row, refused: Collection[str]) -> Row:
     """What is left of a message."""
     if REASONING in refused and _MEMBERS & row.keys():
         row = {key: value for key, value in row.items() if key not in _MEMBERS}
-    if SIGNATURES in refused and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS]):
+    if IDS in refused:
+        row = shortened(row, _RESULT)
+    has_extra = SIGNATURES in refused and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS])
+    if has_extra or (IDS in refused and _CALLS in row and row[_CALLS] != msgspec.Raw(b"null")):
         calls = decoded_rows(_ROWS, bytes(row[_CALLS]))
-        kept = [{key: value for key, value in call.items() if key != _EXTRA} for call in calls]
-        row = {**row, _CALLS: msgspec.Raw(msgspec.json.encode(kept))}
+        kept = [{key: value for key, value in call.items() if key != _EXTRA} if has_extra else call for call in calls]
+        if IDS in refused:
+            kept = [shortened(call, "id") for call in kept]
+        if any(one is not other for one, other in zip(kept, calls, strict=True)):
+            row = {**row, _CALLS: msgspec.Raw(encode(kept))}
     return row
