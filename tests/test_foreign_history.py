@@ -97,6 +97,25 @@ async def test_reasoning_of_another_target(
             assert (told[0], len(second.posts)) == (200, requests + 3)
 
 
+@pytest.mark.parametrize("first", ["stream_options", "ids"])
+async def test_a_server_that_refuses_all_of_it_one_by_one(first: str, tmp_path: Path) -> None:
+    """And does not know ``stream_options``, for which the client did not ask."""
+    ids = "Tool call id was c1 but must be a-z, A-Z, 0-9, with a length of 9."
+
+    def refuses(asked: Any) -> str:
+        odd = {
+            "stream_options": "unknown field: stream_options" if "stream_options" in asked else "",
+            "members": groq(asked),
+            "ids": ids if b"c1" in json.dumps(asked).encode() else "",
+        }
+        return next(filter(None, (odd.pop(first), *odd.values())), "")
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for posts in (5, 6):
+            status, body, _ = await p.stream(messages=HISTORY)
+            assert (status, b"Hel" in body, len(up.posts)) == (200, True, posts)
+
+
 async def test_only_what_is_refused_is_left_out(tmp_path: Path) -> None:
     """A server of Gemini's needs its signatures, whatever else it refuses."""
 
