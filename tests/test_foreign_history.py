@@ -19,7 +19,8 @@ from tests.servers import gemini_server
 from tests.upstreams import Answer, Connection, Seen, answers, each, status, upstream
 
 AWAY = status("503 Service Unavailable", {"error": {"message": "away"}})
-ANY_SIGNATURE = "c2tpcF90aG91Z2h0X3NpZ25hdHVyZV92YWxpZGF0b3I="
+ANY_SIGNATURE = "skip_thought_signature_validator"
+ENCODED = "c2tpcF90aG91Z2h0X3NpZ25hdHVyZV92YWxpZGF0b3I="
 GO: dict[str, Any] = {"role": "user", "content": "go"}
 SIGNED = {"google": {"thought_signature": "Zm9yZWlnbg=="}}
 
@@ -191,6 +192,45 @@ async def test_a_signature_that_another_gemini_wrote(door: str, model: str, tmp_
     sent = [part for content in up.posts[-1].json["contents"] for part in content["parts"] if "functionCall" in part]
     assert [part.get("thoughtSignature") for part in sent] == [ANY_SIGNATURE, None]
     assert len(up.posts) == 4  # a call; its result to one that is away, and twice to the other one
+
+
+@pytest.mark.parametrize("history", [HISTORY, PLAIN])
+@pytest.mark.parametrize("known", [ENCODED, "none at all"])
+async def test_what_stands_in_for_a_signature_has_two_forms(history: list[Any], known: str, tmp_path: Path) -> None:
+    """Google's documentation and clients have a plain word, LiteLLM that word in base64. No third one is tried."""
+
+    def refuses(asked: Any) -> str:
+        signed = [part.get("thoughtSignature") for content in asked["contents"] for part in content["parts"]]
+        return "" if known in signed else "Unable to submit request because Thought signature is not valid."
+
+    async with upstream(each(strict(refuses, gemini_server))) as up:
+        providers = {"p": {"kind": "google", "api_key": "k", "base_url": up.url}}
+        async with proxy(settings(providers), tmp_path) as p:
+            code, _, _ = await p.chat(model="p/gemini-3-pro", messages=history)
+    sent = [post.json["contents"][1]["parts"][0]["thoughtSignature"] for post in up.posts]
+    assert sent == [*(["Zm9yZWlnbg=="] if history is HISTORY else []), ANY_SIGNATURE, ENCODED]
+    assert code == (200 if known == ENCODED else 400)
+
+
+@pytest.mark.parametrize("history", [HISTORY, PLAIN])
+async def test_a_signature_for_geminis_chats(history: list[Any], tmp_path: Path) -> None:
+    """Of its own endpoint for these, which wants one of each turn's first call, wherever that came from."""
+    stand_in = {"google": {"thought_signature": ANY_SIGNATURE}}
+    later = [GO, {"role": "assistant", "content": "Hi", "reasoning_details": [{"type": "reasoning.encrypted"}]}, GO]
+
+    def refuses(asked: Any) -> str:
+        for call in asked["messages"][1]["tool_calls"]:
+            if "extra_content" not in call:
+                return "Function call is missing a thought_signature in functionCall parts."
+            return "" if call["extra_content"] == stand_in else "Corrupted thought signature."
+        return ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        assert (await p.chat(model="p/gemini-3-pro", messages=[*history, *later]))[0] == 200
+        said = {**PLAIN[1], "tool_calls": [called(extra_content=stand_in)]}
+        assert up.posts[-1].json["messages"] == [GO, said, PLAIN[2], GO, {"role": "assistant", "content": "Hi"}, GO]
+        assert (await p.chat(model="p/gemini-3-pro", messages=[GO, said, PLAIN[2]]))[0] == 200
+        assert len(up.posts) == 3
 
 
 THOUGHT = {"type": "thinking", "thinking": "Hm.", "signature": "Zm9yZWlnbg=="}

@@ -28,7 +28,7 @@ DATA = "aGVsbG8="
 URI = f"data:image/png;base64,{DATA}"
 IMAGE = {"type": "image_url", "image_url": {"url": URI}}
 INLINE = {"inlineData": {"mimeType": "image/png", "data": DATA}}
-ANY_SIGNATURE = {"thoughtSignature": "c2tpcF90aG91Z2h0X3NpZ25hdHVyZV92YWxpZGF0b3I="}
+ANY_SIGNATURE = {"thoughtSignature": "skip_thought_signature_validator"}
 
 
 def sent(wire: Wire, model: str, asked: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT) -> dict[str, Any]:

@@ -406,7 +406,7 @@ async def test_a_lost_signature(gemini: Gemini, upstream: HttpProvider, model: s
     parts = gemini.body["contents"][0]["parts"]
     assert ["thoughtSignature" in part for part in parts] == expected
     if expected[0]:
-        assert base64.urlsafe_b64decode(parts[0]["thoughtSignature"]) == b"skip_thought_signature_validator"
+        assert parts[0]["thoughtSignature"] == "skip_thought_signature_validator"
 
 
 def _user(*parts: Any) -> list[Json]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
 import msgspec
@@ -33,6 +33,12 @@ _FOREIGN: Final = re.compile(
     rb"|\bsignature\W{1,4}in \W{0,2}thinking|\.thinking\.signature\b",
     re.IGNORECASE,
 )
+_THOUGHT: Final = re.compile(rb"thought[ _]?signature", re.IGNORECASE)
+ANY_SIGNATURE: Final = "skip_thought_signature_validator"
+"""A value that Gemini 3 accepts in place of a lost signature; without any it answers 400
+(ai.google.dev/gemini-api/docs/thought-signatures). Google's own clients send it as it is, though it stands where base64
+does; Vertex refused the other form (langchain-google issue 1570)."""
+_STAND_IN: Final = msgspec.Raw(encode({"google": {"thought_signature": ANY_SIGNATURE}}))
 _ODD_ID: Final = re.compile(
     rb"Tool call id was .{1,200}? must be|(?:tool_calls\[\d{1,9}\]\.id|call_id)\W{1,5}string too long"
     rb"|tool_use(?:_id|\.id)\W{1,5}String should",
@@ -79,9 +85,24 @@ def without_members(call: Call, refused: Collection[str]) -> Call:
     span = call.summary.spans.get("messages")
     if span is None or not any(contains(call.body, _BEGUN[what], *span) for what in refused):
         return call
+    return _changed(call, lambda row: _kept(row, refused))
+
+
+def without_signatures(call: Call, refusal: bytes) -> Call:
+    """`call` without reasoning, which another model has signed; itself if there is none. If the `refusal` is Gemini's,
+    its calls get what stands in for a signature."""
+    if _THOUGHT.search(refusal) is None:
+        return without_members(call, (REASONING,))
+    return _changed(call, lambda row: _signed(_kept(row, (REASONING,))))
+
+
+def _changed(call: Call, change: Callable[[Row], Row]) -> Call:
+    """`call` with its messages as `change` returns them; itself if it returns all of them."""
+    if (span := call.summary.spans.get("messages")) is None:
+        return call
     try:
         rows = decoded_rows(_ROWS, call.body[slice(*span)])
-        kept = [_kept(row, refused) for row in rows]
+        kept = [change(row) for row in rows]
     except DecodeErrors:  # it is malformed, for the provider to refuse
         return call
     if all(one is other for one, other in zip(kept, rows, strict=True)):
@@ -122,3 +143,14 @@ def _kept(row: Row, refused: Collection[str]) -> Row:
         if any(one is not other for one, other in zip(kept, calls, strict=True)):
             row = {**row, _CALLS: msgspec.Raw(encode(kept))}
     return row
+
+
+def _signed(row: Row) -> Row:
+    """A message whose first call has the stand-in, and no other a signature."""
+    if _CALLS not in row or row[_CALLS] == msgspec.Raw(b"null"):
+        return row
+    calls = decoded_rows(_ROWS, bytes(row[_CALLS]))
+    signed = [{key: value for key, value in call.items() if key != _EXTRA} for call in calls]
+    if signed:
+        signed[0][_EXTRA] = _STAND_IN
+    return row if signed == calls else {**row, _CALLS: msgspec.Raw(encode(signed))}

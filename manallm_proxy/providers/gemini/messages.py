@@ -21,14 +21,14 @@ from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import object_bytes
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+from manallm_proxy.providers.history import ANY_SIGNATURE
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
 """Where a tool call carries Gemini's thought signature, in base64: the place that Google's own OpenAI endpoint uses, so
 clients that return it there do so here."""
 
-_ANY_SIGNATURE: Final = base64.b64encode(b"skip_thought_signature_validator").decode()
-"""A value that Gemini 3 accepts in place of a lost signature; without any it answers 400
-(ai.google.dev/gemini-api/docs/thought-signatures)."""
+ENCODED_SIGNATURE: Final = base64.b64encode(ANY_SIGNATURE.encode()).decode()
+"""The other form of what stands in for a signature, which LiteLLM sends."""
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
@@ -38,11 +38,12 @@ class Conversation:
     """The translated ``messages``. `signed`: the model refuses tool calls in its history without a signature.
 
     `is_foreign`: it has refused one, which another model may have written: none of the history is sent.
-    ``object_bytes``: reads arguments, and the results of tools.
+    ``object_bytes``: reads arguments, and the results of tools. ``stand_in``: for a signature.
     """
 
     signed: bool
     is_foreign: bool = False
+    stand_in: str = ANY_SIGNATURE
     object_bytes: Callable[[str], bytes | None] = object_bytes
     contents: list[Fields] = field(factory=list, repr=False)
     _instructions: list[str] = field(factory=list, repr=False)
@@ -59,10 +60,11 @@ class Conversation:
         *,
         signed: bool,
         is_foreign: bool = False,
+        stand_in: str = ANY_SIGNATURE,
         object_bytes: Callable[[str], bytes | None] = object_bytes,
     ) -> Conversation:
         """Translates `messages`. Raises InvalidRequest with a path if malformed, Unsupported if Gemini lacks it."""
-        conversation = cls(signed, is_foreign, object_bytes)
+        conversation = cls(signed, is_foreign, stand_in, object_bytes)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
         if not conversation.contents:
@@ -117,7 +119,7 @@ class Conversation:
         content, at = assistant_content(message, path, "Gemini")
         parts = [] if content in (None, "") else _parts(content, at)
         for url, at in shown_images(message, path):
-            parts.append(_inline(url, at) | ({"thoughtSignature": _ANY_SIGNATURE} if self.signed else {}))
+            parts.append(_inline(url, at) | ({"thoughtSignature": self.stand_in} if self.signed else {}))
         calls = all_of(dict, optional(message, "tool_calls", list, path) or [], path + "tool_calls")
         for n, call in enumerate(calls):
             parts.append(self._call(call, f"{path}tool_calls[{n}]", is_first=n == 0))
@@ -136,7 +138,7 @@ class Conversation:
             said["id"] = id_
         signature = _signature(call, path) if not self.is_foreign else None
         if signature is None and is_first and self.signed:
-            signature = _ANY_SIGNATURE
+            signature = self.stand_in
         part: Fields = {"functionCall": said}
         return part if signature is None else {**part, "thoughtSignature": signature}
 

@@ -28,7 +28,8 @@ from manallm_proxy.openai.request_fields import (
 from manallm_proxy.openai.stand_ins import StandIns, read_texts
 from manallm_proxy.openai.tool_choice import tool_choice
 from manallm_proxy.providers.gemini.google_fields import google_fields
-from manallm_proxy.providers.gemini.messages import Conversation
+from manallm_proxy.providers.gemini.messages import ENCODED_SIGNATURE, Conversation
+from manallm_proxy.providers.history import ANY_SIGNATURE
 from manallm_proxy.providers.wire import Request
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
@@ -61,15 +62,16 @@ _LEAST_PRO_BUDGET: Final = 128
 """Thinking cannot be disabled in Gemini 2.5 Pro either, and it refuses a budget below this."""
 
 
-def build(call: Call, entry: Entry, *, is_foreign: bool = False) -> Request:
-    """The POST for one target. `is_foreign`: the target has refused a signature of the history, see `Conversation`.
+SIGNATURES, ANY_SIGNATURE_AS_IT_IS = "signatures", "any_signature"
+"""In a call's ``denied``: what the target has refused, the signatures of its history, and what stands in for them."""
 
-    Raises InvalidRequest or Unsupported, with the offending field in ``param``.
-    """
+
+def build(call: Call, entry: Entry) -> Request:
+    """The POST for one target. Raises InvalidRequest or Unsupported, with the offending field in ``param``."""
     (asked, texts), model = read_texts(call.body), _model(entry)
     match call.endpoint:
         case Endpoint.CHAT:
-            method, fields = _generates(call), _chat(asked, model, call.remarks, texts, is_foreign=is_foreign)
+            method, fields = _generates(call), _chat(asked, model, call, texts)
         case Endpoint.COMPLETIONS:
             method, fields = _generates(call), _completion(asked)
         case Endpoint.EMBEDDINGS:
@@ -84,12 +86,18 @@ def _generates(call: Call) -> str:
     return "streamGenerateContent?alt=sse" if call.summary.stream else "generateContent"
 
 
-def _chat(asked: Fields, model: str, remarks: list[str], texts: StandIns, *, is_foreign: bool) -> Fields:
+def _chat(asked: Fields, model: str, call: Call, texts: StandIns) -> Fields:
     _reject_ignored_fields(asked)
-    messages, signed = required(asked, "messages", list, ""), is_foreign or _is_third(model)
-    talk = Conversation.read(messages, signed=signed, is_foreign=is_foreign, object_bytes=texts.object_bytes)
+    is_foreign = SIGNATURES in call.denied
+    talk = Conversation.read(
+        required(asked, "messages", list, ""),
+        signed=is_foreign or _is_third(model),
+        is_foreign=is_foreign,
+        stand_in=ENCODED_SIGNATURE if ANY_SIGNATURE_AS_IT_IS in call.denied else ANY_SIGNATURE,
+        object_bytes=texts.object_bytes,
+    )
     if talk.has_broken_arguments:
-        remarks.append(NO_OBJECT)
+        call.remarks.append(NO_OBJECT)
     fields: Fields = {"contents": talk.contents}
     if talk.instruction is not None:
         fields["systemInstruction"] = {"role": "user", "parts": [{"text": talk.instruction}]}

@@ -20,6 +20,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
+from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
 from manallm_proxy.providers.history import refuses_signatures
 from manallm_proxy.providers.length import clamp_max_tokens
@@ -59,9 +60,19 @@ class GeminiWire:
         if status != 400 or call.endpoint is not Endpoint.CHAT:
             return None
         if refuses_signatures(body):
-            return gemini_request.build(call, entry, is_foreign=True)
+            return self._with_stand_ins(call, entry)
         shorter = clamp_max_tokens(call, body) if call.cuts_length else None
         return evolve(self.request(shorter, entry), call=shorter) if shorter is not None else None
+
+    def _with_stand_ins(self, call: Call, entry: Entry) -> Request | None:
+        """The request with a stand-in for each signature, and where that was sent already, with its other form."""
+        refused = self.request(call, entry).content
+        for denied in ({SIGNATURES}, {SIGNATURES, ANY_SIGNATURE_AS_IT_IS}):
+            changed = evolve(call, denied=call.denied | denied)
+            again = self.request(changed, entry)
+            if again.content != refused:
+                return evolve(again, call=changed)
+        return None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""

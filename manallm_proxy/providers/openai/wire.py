@@ -33,6 +33,7 @@ from manallm_proxy.providers.history import (
     refused_members,
     refuses_signatures,
     without_members,
+    without_signatures,
 )
 from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, is_unknown, named, wanted_name, without_field
 from manallm_proxy.providers.model_list import read_list, words
@@ -140,7 +141,7 @@ class OpenAIWire:
             return self._again(named(sent, name), entry, without=OLDER if name == NEWER else NEWER)
         if (refused := refused_members(body)) and (silent := without_members(sent, refused)) is not sent:
             return self._again(silent, entry, without=" ".join(refused))
-        if refuses_signatures(body) and (silent := without_members(sent, (REASONING,))) is not sent:
+        if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
             return self._again(silent, entry)  # of another model: its own it will get again
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
             return self._again(self._without_top_k(sent), entry, without=TOP_K)
