@@ -149,7 +149,9 @@ def test_what_is_refused() -> None:
         SIGNATURES,
     }
     assert refused_members(b"Invalid 'messages[3].tool_call_id': string too long. Expected") == {IDS}
-    for words in (b"reasoning_content is missing", b"unsupported: 'reasoning_effort'", b"extra_content is missing"):
+    assert refused_members(b"reasoning_content is missing") == {"needs_reasoning_content"}
+    assert refused_members(b"`reasoning` of the last turn must be passed back") == {"needs_reasoning"}
+    for words in (b"max_tokens is missing", b"unsupported: 'reasoning_effort'", b"extra_content is missing"):
         assert not refused_members(words)
     for words in (
         b"Corrupted thought signature.",
@@ -210,6 +212,36 @@ async def test_what_stands_in_for_a_signature_has_two_forms(history: list[Any], 
     sent = [post.json["contents"][1]["parts"][0]["thoughtSignature"] for post in up.posts]
     assert sent == [*(["Zm9yZWlnbg=="] if history is HISTORY else []), ANY_SIGNATURE, ENCODED]
     assert code == (200 if known == ENCODED else 400)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "The `reasoning_content` in the thinking mode must be passed back to the API.",
+        "Missing `reasoning_content` field in the assistant message at message index 1. For more information",
+        "thinking is enabled but reasoning_content is missing in assistant tool call message at index 1",
+    ],
+)
+@pytest.mark.parametrize("door", ["chat", "messages"])
+async def test_a_model_that_wants_a_thought_in_each_turn(door: str, words: str, tmp_path: Path) -> None:
+    """DeepSeek and Kimi, after the turns of others who did not think (pi issue 3636); it is known from then on."""
+
+    def refuses(asked: Any) -> str:
+        said = [message for message in asked["messages"] if message["role"] == "assistant"]
+        return words if any(not message.get("reasoning_content") for message in said) else ""
+
+    thought = {"role": "assistant", "content": "Hi", "reasoning_content": "Hm."}
+    empty = {**PLAIN[1], "reasoning_content": ""}
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for requests in (2, 3):
+            if door == "chat":
+                assert (await p.chat(messages=[*PLAIN, thought, GO, empty, PLAIN[2]]))[0] == 200
+                turns = [{**PLAIN[1], "reasoning_content": " "}, thought, {**empty, "reasoning_content": " "}]
+                assert up.posts[-1].json["messages"] == [GO, turns[0], PLAIN[2], turns[1], GO, turns[2], PLAIN[2]]
+            else:
+                body = {"model": "p/m", "max_tokens": 9, "messages": TOOL_TURNS}
+                assert (await p.post("/v1/messages", body))[0] == 200
+            assert len(up.posts) == requests
 
 
 @pytest.mark.parametrize("history", [HISTORY, PLAIN])

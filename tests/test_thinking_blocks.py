@@ -205,7 +205,7 @@ async def test_a_server_that_refuses_its_own_reasoning_does_not_get_it(key: str,
 
 
 def test_what_is_no_refusal_of_reasoning() -> None:
-    for words in (b"reasoning_content is missing", b"unknown reasoning", b"unsupported: 'reasoning_effort'", b""):
+    for words in (b"max_tokens is missing", b"unknown reasoning", b"unsupported: 'reasoning_effort'", b""):
         assert not refused_members(words)
     for words in (b"unknown field 'reasoning'", b"extra_forbidden: messages.1.reasoning_content"):
         assert refused_members(words)

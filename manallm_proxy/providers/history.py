@@ -5,6 +5,7 @@ thought. Groq's server refuses such members ("property 'reasoning_content' is un
 back all that they were given, whoever serves them next: Mistral and Fireworks refuse a call with Gemini's signature
 ("Extra inputs are not permitted"), Gemini and Anthropic one that another model wrote; Mistral refuses ids of calls that
 are not of nine letters and digits, OpenAI those that are longer than 40 characters, Anthropic those with a dot.
+DeepSeek refuses turns of models that did not think ("reasoning_content in the thinking mode must be passed back").
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from manallm_proxy.providers.length import is_unknown
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
+NEEDED: Final = {"needs_reasoning_content": "reasoning_content", "needs_reasoning": "reasoning"}
+"""What may be missed: a member of a message."""
 _MEMBERS: Final = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
 _EXTRA, _CALLS, _RESULT = "extra_content", "tool_calls", "tool_call_id"
 _NAMED: Final = re.compile(rb"reasoning_content|reasoning_details|['\"`.\\]reasoning['\"`\\:]")
@@ -33,6 +36,14 @@ _FOREIGN: Final = re.compile(
     rb"|\bsignature\W{1,4}in \W{0,2}thinking|\.thinking\.signature\b",
     re.IGNORECASE,
 )
+_MISSED: Final = re.compile(
+    rb"\breasoning(?:[_ ]content)?\b.{0,80}?(?:must be passed back|is missing)|missing\W{1,4}reasoning_content",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_THOUGHT: Final = msgspec.Raw(b'" "')
+"""In place of a thought that there was not: an empty text counts as none."""
+_NOTHING: Final = (msgspec.Raw(b"null"), msgspec.Raw(b'""'))
+_ASSISTANT: Final = msgspec.Raw(b'"assistant"')
 _THOUGHT: Final = re.compile(rb"thought[ _]?signature", re.IGNORECASE)
 ANY_SIGNATURE: Final = "skip_thought_signature_validator"
 """A value that Gemini 3 accepts in place of a lost signature; without any it answers 400
@@ -44,7 +55,12 @@ _ODD_ID: Final = re.compile(
     rb"|tool_use(?:_id|\.id)\W{1,5}String should",
     re.DOTALL,
 )
-_BEGUN: Final = {REASONING: b'"reasoning', SIGNATURES: b'"extra_content"', IDS: b'"tool_call'}
+_BEGUN: Final = {
+    REASONING: b'"reasoning',
+    SIGNATURES: b'"extra_content"',
+    IDS: b'"tool_call',
+    **dict.fromkeys(NEEDED, b'"assistant"'),
+}
 _ROWS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
 _DIGITS: Final = string.digits + string.ascii_lowercase
@@ -53,9 +69,11 @@ _T = TypeVar("_T")
 
 
 def refused_members(refusal: bytes) -> frozenset[str]:
-    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, or nothing of a history."""
+    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, one of `NEEDED`, or nothing of a history."""
     if refuses_ids(refusal):
         return frozenset({IDS})
+    if (missed := _MISSED.search(refusal)) is not None:
+        return frozenset({"needs_reasoning_content" if b"content" in missed[0].lower() else "needs_reasoning"})
     if not is_unknown(refusal):
         return frozenset()
     named = {REASONING: _NAMED.search(refusal) is not None, SIGNATURES: _EXTRA.encode() in refusal}
@@ -81,7 +99,8 @@ def short_id(id_: str) -> str:
 
 
 def without_members(call: Call, refused: Collection[str]) -> Call:
-    """`call` without what is `refused` of its history; itself if there is none. All other values keep their bytes."""
+    """`call` without what is `refused` of its history, and with what is missed; itself if there is nothing to change.
+    All other values keep their bytes."""
     span = call.summary.spans.get("messages")
     if span is None or not any(contains(call.body, _BEGUN[what], *span) for what in refused):
         return call
@@ -132,6 +151,9 @@ def _kept(row: Row, refused: Collection[str]) -> Row:
     """What is left of a message."""
     if REASONING in refused and _MEMBERS & row.keys():
         row = {key: value for key, value in row.items() if key not in _MEMBERS}
+    for key in [NEEDED[what] for what in refused if what in NEEDED]:
+        if row.get("role") == _ASSISTANT and row.get(key, _NOTHING[0]) in _NOTHING:
+            row = {**row, key: _NO_THOUGHT}
     if IDS in refused:
         row = shortened(row, _RESULT)
     has_extra = SIGNATURES in refused and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS])

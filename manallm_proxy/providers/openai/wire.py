@@ -28,6 +28,7 @@ from manallm_proxy.providers.effort import nearest_effort
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.history import (
     IDS,
+    NEEDED,
     REASONING,
     SIGNATURES,
     refused_members,
@@ -58,7 +59,7 @@ from manallm_proxy.providers.wire import Request, Translator
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
 TOP_K, USAGE = "top_k", "stream_options"
-_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS})
+_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, *NEEDED})
 T = TypeVar("T")
 
 
@@ -162,7 +163,9 @@ class OpenAIWire:
         if request.without in (OLDER, NEWER):
             _remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
         if refused := _REFUSABLE.intersection(request.without.split()):
-            _remember(self._forgetful, model, refused | self._forgetful.get(model, frozenset()))
+            known = self._forgetful.get(model, frozenset())
+            contrary = {REASONING} if refused & NEEDED.keys() else NEEDED.keys() if REASONING in refused else set()
+            _remember(self._forgetful, model, refused | (known - contrary))
         if request.without == TOP_K:
             _remember(self._no_top_k, model, None)
         if model in self._strict or request.without != USAGE:
