@@ -323,6 +323,29 @@ async def test_thinking_that_another_model_signed(stream: bool, tmp_path: Path) 
                 assert b"foreign" not in second.posts[-1].body and b"Zm9y" not in second.posts[-1].body
 
 
+@pytest.mark.parametrize("thinking", [{"type": "enabled", "budget_tokens": 2000}, {"type": "disabled"}, None])
+async def test_a_call_that_another_model_made_without_a_thought(thinking: Any, tmp_path: Path) -> None:
+    """Anthropic's does not go on thinking after it."""
+    words = (
+        "messages.1.content.0.type: Expected `thinking` or `redacted_thinking`, but found `tool_use`. When `thinking` "
+        "is enabled, a final `assistant` message must start with a thinking block."
+    )
+
+    async def anthropic(connection: Connection, seen: Seen) -> None:
+        await connection.reply(MESSAGE)
+
+    says = strict(lambda asked: words if asked["thinking"]["type"] == "enabled" else "", anthropic)
+    always = strict(lambda asked: words, anthropic)
+    async with upstream(each(says if thinking and thinking["type"] == "enabled" else always)) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as p:
+            body = {"model": "p/m", "max_tokens": 9000, "messages": TOOL_TURNS, "stream": False}
+            body |= {"thinking": thinking} if thinking else {}
+            code, _, _ = await p.post("/v1/messages", body)
+            is_mended = thinking is not None and thinking["type"] == "enabled"
+            assert (code, len(up.posts)) == ((200, 2) if is_mended else (400, 1))
+    assert not is_mended or up.posts[-1].json == {**body, "model": "m", "thinking": {"type": "disabled"}}
+
+
 @pytest.mark.parametrize("stored", [True, False])
 async def test_reasoning_that_another_account_encrypted(stored: bool, tmp_path: Path) -> None:
     """codex sends it with each turn, and stores nothing (codex issue 8100)."""

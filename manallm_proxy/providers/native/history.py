@@ -2,7 +2,8 @@
 
 A client sends back all that it was given, and relayed reasoning does not say whose it is: OpenAI answers "The encrypted
 content could not be verified", Anthropic "Invalid `signature` in `thinking` block". The ids of other providers' calls
-may be too long for the one, and have characters that the other refuses ("functions.Bash:0").
+may be too long for the one, and have characters that the other refuses ("functions.Bash:0"). Anthropic's models do not
+go on thinking after a call of another model that did not ("Expected `thinking` or `redacted_thinking`").
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from manallm_proxy.providers.history import Row, decoded_rows, refuses_ids, refu
 _SEALED: Final = re.compile(
     rb"invalid_encrypted_content|encrypted[ _]content.{0,200}could not be (?:verified|decrypted)", re.DOTALL
 )
+_UNTHOUGHT: Final = re.compile(rb"expected \W{0,2}thinking\W{1,4}or \W{0,2}redacted_thinking", re.IGNORECASE)
 _REASONING: Final = b'"reasoning"'
 _TOOL_IDS: Final = {"tool_use": "id", "tool_result": "tool_use_id"}
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -37,14 +39,18 @@ _ITEM: Final = msgspec.json.Decoder(_Item)
 
 
 def without_foreign(call: Call, refusal: bytes) -> Call:
-    """`call` without the reasoning of its history, if the `refusal` is of that, or with other ids of its calls; itself
-    if there is nothing to change. Raises InvalidRequest."""
+    """`call` without the reasoning of its history, if the `refusal` is of that, with other ids of its calls, or without
+    thinking in this turn; itself if there is nothing to change. Raises InvalidRequest."""
     if call.endpoint is Endpoint.RESPONSES:
         if refuses_ids(refusal):
             return _with_short_call_ids(call)
         return _without_reasoning(call) if _SEALED.search(refusal) else call
     if refuses_ids(refusal):
         return _with_short_tool_ids(call)
+    if _UNTHOUGHT.search(refusal):
+        span = call.summary.spans.get("thinking", (0, 0))
+        thinks = b'"type"' in (asked := call.body[slice(*span)]) and b'"disabled"' not in asked
+        return _replaced(call, "thinking", b'{"type":"disabled"}') if thinks else call
     return without_thinking(call, lambda block: True) if refuses_signatures(refusal) else call
 
 
