@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,25 @@ async def test_what_stands_in_for_a_signature_has_two_forms(history: list[Any], 
     sent = [post.json["contents"][1]["parts"][0]["thoughtSignature"] for post in up.posts]
     assert sent == [*(["Zm9yZWlnbg=="] if history is HISTORY else []), ANY_SIGNATURE, ENCODED]
     assert code == (200 if known == ENCODED else 400)
+
+
+async def test_what_a_user_says_after_a_tools_result(tmp_path: Path) -> None:
+    """In Anthropic's API it is the same turn, Mistral's models want an answer before it (LiteLLM issue 17761)."""
+
+    def refuses(asked: Any) -> str:
+        roles = [message["role"] for message in asked["messages"]]
+        return "Unexpected role 'user' after role 'tool'" if ("tool", "user") in pairwise(roles) else ""
+
+    words = {"type": "text", "text": "and?"}
+    turns = [*TOOL_TURNS[:2], {"role": "user", "content": [*TOOL_TURNS[2]["content"], words]}]
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for requests in (2, 3):
+            assert (await p.post("/v1/messages", {"model": "p/m", "max_tokens": 9, "messages": turns}))[0] == 200
+            sent = up.posts[-1].json["messages"]
+            assert [message["role"] for message in sent] == ["user", "assistant", "tool", "tool", "assistant", "user"]
+            assert (sent[4]["content"], sent[5]["content"], len(up.posts)) == ("OK.", "and?", requests)
+        assert (await p.chat(model="p/m", messages=[*PLAIN, GO, *PLAIN]))[0] == 200
+        assert up.posts[-1].json["messages"] == [*PLAIN, {"role": "assistant", "content": "OK."}, GO, *PLAIN]
 
 
 @pytest.mark.parametrize(

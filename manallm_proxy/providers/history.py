@@ -5,7 +5,9 @@ thought. Groq's server refuses such members ("property 'reasoning_content' is un
 back all that they were given, whoever serves them next: Mistral and Fireworks refuse a call with Gemini's signature
 ("Extra inputs are not permitted"), Gemini and Anthropic one that another model wrote; Mistral refuses ids of calls that
 are not of nine letters and digits, OpenAI those that are longer than 40 characters, Anthropic those with a dot.
-DeepSeek refuses turns of models that did not think ("reasoning_content in the thinking mode must be passed back").
+Mistral's models refuse what a user says after a tool's result, in Anthropic's API one turn with it ("Unexpected role
+'user' after role 'tool'"), DeepSeek's the turns of models that did not think ("reasoning_content in the thinking mode
+must be passed back").
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, TypeVar
 
 import msgspec
@@ -26,6 +28,8 @@ from manallm_proxy.providers.length import is_unknown
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
+TURNS: Final = "turns"
+"""Likewise, the order of messages: Mistral's models have to answer a tool's result before a user says something."""
 NEEDED: Final = {"needs_reasoning_content": "reasoning_content", "needs_reasoning": "reasoning"}
 """What may be missed: a member of a message."""
 _MEMBERS: Final = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
@@ -55,7 +59,11 @@ _ODD_ID: Final = re.compile(
     rb"|tool_use(?:_id|\.id)\W{1,5}String should",
     re.DOTALL,
 )
+_ORDER: Final = re.compile(rb"Unexpected role \W{0,2}user\W{1,4}after role \W{0,2}tool")
+_USER, _TOOL = msgspec.Raw(b'"user"'), msgspec.Raw(b'"tool"')
+_ANSWER: Final = {"role": _ASSISTANT, "content": msgspec.Raw(b'"OK."')}
 _BEGUN: Final = {
+    TURNS: b'"tool"',
     REASONING: b'"reasoning',
     SIGNATURES: b'"extra_content"',
     IDS: b'"tool_call',
@@ -69,7 +77,9 @@ _T = TypeVar("_T")
 
 
 def refused_members(refusal: bytes) -> frozenset[str]:
-    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, one of `NEEDED`, or nothing of a history."""
+    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, `TURNS`, one of `NEEDED`; empty: of no history."""
+    if _ORDER.search(refusal) is not None:
+        return frozenset({TURNS})
     if refuses_ids(refusal):
         return frozenset({IDS})
     if (missed := _MISSED.search(refusal)) is not None:
@@ -104,7 +114,7 @@ def without_members(call: Call, refused: Collection[str]) -> Call:
     span = call.summary.spans.get("messages")
     if span is None or not any(contains(call.body, _BEGUN[what], *span) for what in refused):
         return call
-    return _changed(call, lambda row: _kept(row, refused))
+    return _changed(call, lambda row: _kept(row, refused), fills=TURNS in refused)
 
 
 def without_signatures(call: Call, refusal: bytes) -> Call:
@@ -115,19 +125,31 @@ def without_signatures(call: Call, refusal: bytes) -> Call:
     return _changed(call, lambda row: _signed(_kept(row, (REASONING,))))
 
 
-def _changed(call: Call, change: Callable[[Row], Row]) -> Call:
-    """`call` with its messages as `change` returns them; itself if it returns all of them."""
+def _changed(call: Call, change: Callable[[Row], Row], *, fills: bool = False) -> Call:
+    """`call` with its messages as `change` returns them; itself if it returns all of them. `fills`: see `TURNS`."""
     if (span := call.summary.spans.get("messages")) is None:
         return call
     try:
         rows = decoded_rows(_ROWS, call.body[slice(*span)])
         kept = [change(row) for row in rows]
+        kept = [*_filled(kept)] if fills else kept
     except DecodeErrors:  # it is malformed, for the provider to refuse
         return call
-    if all(one is other for one, other in zip(kept, rows, strict=True)):
+    if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
         return call
     body, spans = spliced(call.body, call.summary.spans, {"messages": encoder(call.is_large)(kept)})
     return evolve(call, body=body, summary=evolve(call.summary, spans=spans))
+
+
+def _filled(rows: Iterable[Row]) -> Iterator[Row]:
+    """Messages with an answer between a tool's result and what a user says after it."""
+    before = None
+    for row in rows:
+        role = row.get("role")
+        if before == _TOOL and role == _USER:
+            yield _ANSWER
+        yield row
+        before = role
 
 
 def decoded_rows(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:

@@ -31,6 +31,7 @@ from manallm_proxy.providers.history import (
     NEEDED,
     REASONING,
     SIGNATURES,
+    TURNS,
     refused_members,
     refuses_signatures,
     without_members,
@@ -59,7 +60,7 @@ from manallm_proxy.providers.wire import Request, Translator
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
 TOP_K, USAGE = "top_k", "stream_options"
-_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, *NEEDED})
+_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, TURNS, *NEEDED})
 T = TypeVar("T")
 
 
