@@ -18,6 +18,7 @@ from manallm_proxy.providers.history import IDS, REASONING, SIGNATURES, refused_
 from tests.histories import AWAY, GO, HISTORY, LONG, ODD, PLAIN, RESPONSE, SIGNED, TOOL_TURNS, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.waiting import until
 
 
 def groq(asked: Any) -> str:
@@ -64,6 +65,8 @@ async def test_reasoning_of_another_target(
             half = [{**HISTORY[0], "content": "\ud800"}, *HISTORY[1:]]
             assert (await p.chat(model="p/m", messages=half))[0] == 200
             assert second.posts[-1].json["messages"] == [{**GO, "content": "\ufffd"}, *PLAIN[1:]]
+            await until(lambda: "history: reasoning left out" in p.log.getvalue())
+            assert "history: signatures of calls left out" in p.log.getvalue()
             told = await p.chat(model="p/m", messages=[GO])
             assert (told[0], len(second.posts)) == (200, requests + 3)
 
@@ -213,6 +216,7 @@ async def test_ids_that_mistral_does_not_accept(tmp_path: Path) -> None:
         body = {"model": "p/m", "max_tokens": 9, "messages": TOOL_TURNS}
         assert (await p.post("/v1/messages", body))[0] == 200
         assert len(up.posts) == 5
+        await until(lambda: p.log.getvalue().count("history: ids of calls shortened") == 4)
 
 
 async def test_ids_that_are_too_long_for_openai(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tests.histories import (
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.servers import gemini_server
 from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("model", ["gemini-3-other", "gemini-2.5-other", "other-latest"])
@@ -57,6 +58,7 @@ async def test_a_signature_that_another_gemini_wrote(door: str, model: str, tmp_
         providers = {"a": {"kind": "google", "api_key": "k", "base_url": up.url}}
         async with proxy(settings(providers, ["a/gemini-3-pro", f"a/{model}"]), tmp_path) as p:
             assert (await CONVERSATIONS[door](p))[0] == 200
+            await until(lambda: "history: signatures replaced" in p.log.getvalue())
     sent = [part for content in up.posts[-1].json["contents"] for part in content["parts"] if "functionCall" in part]
     assert [part.get("thoughtSignature") for part in sent] == [ANY_SIGNATURE, None]
     assert len(up.posts) == 4  # a call; its result to one that is away, and twice to the other one
@@ -189,6 +191,7 @@ async def test_reasoning_that_another_account_encrypted(stored: bool, tmp_path: 
             asked = {"model": "mana/test", "store": stored, "include": ["reasoning.encrypted_content"]}
             turns = [GO, mine, {**said, "arguments": "\ud800"}, result]
             assert (await p.post("/v1/responses", {**asked, "input": turns}))[0] == 200
+            await until(lambda: "history: reasoning left out" in p.log.getvalue())
     assert len(second.posts) == 2
     assert second.posts[-1].json == {**second.posts[0].json, "input": [GO, said, result]}
 

@@ -69,6 +69,13 @@ _BEGUN: Final = {
     IDS: b'"tool_call',
     **dict.fromkeys(NEEDED, b'"assistant"'),
 }
+_REMARKS: Final = {
+    REASONING: "reasoning left out",
+    SIGNATURES: "signatures of calls left out",
+    IDS: "ids of calls shortened",
+    TURNS: "an answer put between a tool's result and the user's words",
+    **dict.fromkeys(NEEDED, "blanks in place of reasoning that was not there"),
+}
 _ROWS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
 _DIGITS: Final = string.digits + string.ascii_lowercase
@@ -114,7 +121,15 @@ def without_members(call: Call, refused: Collection[str]) -> Call:
     span = call.summary.spans.get("messages")
     if span is None or not any(contains(call.body, _BEGUN[what], *span) for what in refused):
         return call
-    return _changed(call, lambda row: _kept(row, refused), fills=TURNS in refused)
+    changed = _changed(call, lambda row: _kept(row, refused), fills=TURNS in refused)
+    if changed is not call:
+        note_changes(call, *sorted(_REMARKS[what] for what in refused))
+    return changed
+
+
+def note_changes(call: Call, *changes: str) -> None:
+    """Notes for the log what was changed in a history, since its target refuses it otherwise."""
+    call.remarks += [f"history: {change}" for change in changes]
 
 
 def without_signatures(call: Call, refusal: bytes) -> Call:
@@ -122,7 +137,10 @@ def without_signatures(call: Call, refusal: bytes) -> Call:
     its calls get what stands in for a signature."""
     if _THOUGHT.search(refusal) is None:
         return without_members(call, (REASONING,))
-    return _changed(call, lambda row: _signed(_kept(row, (REASONING,))))
+    changed = _changed(call, lambda row: _signed(_kept(row, (REASONING,))))
+    if changed is not call:
+        note_changes(call, "signatures replaced")
+    return changed
 
 
 def _changed(call: Call, change: Callable[[Row], Row], *, fills: bool = False) -> Call:

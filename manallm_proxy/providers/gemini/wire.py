@@ -22,7 +22,7 @@ from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
-from manallm_proxy.providers.history import refuses_signatures
+from manallm_proxy.providers.history import note_changes, refuses_signatures
 from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
@@ -71,6 +71,7 @@ class GeminiWire:
             changed = evolve(call, denied=call.denied | denied)
             again = self.request(changed, entry)
             if again.content != refused:
+                note_changes(call, "signatures replaced")
                 return evolve(again, call=changed)
         return None
 

@@ -19,7 +19,15 @@ from manallm_proxy.openai.json_object import DecodeErrors, contains, encoder
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import decoded_value
 from manallm_proxy.openai.thinking_blocks import without_thinking
-from manallm_proxy.providers.history import Row, decoded_rows, refuses_ids, refuses_signatures, short_id, shortened
+from manallm_proxy.providers.history import (
+    Row,
+    decoded_rows,
+    note_changes,
+    refuses_ids,
+    refuses_signatures,
+    short_id,
+    shortened,
+)
 
 _SEALED: Final = re.compile(
     rb"invalid_encrypted_content|encrypted[ _]content.{0,200}could not be (?:verified|decrypted)", re.DOTALL
@@ -41,17 +49,25 @@ _ITEM: Final = msgspec.json.Decoder(_Item)
 def without_foreign(call: Call, refusal: bytes) -> Call:
     """`call` without the reasoning of its history, if the `refusal` is of that, with other ids of its calls, or without
     thinking in this turn; itself if there is nothing to change. Raises InvalidRequest."""
-    if call.endpoint is Endpoint.RESPONSES:
-        if refuses_ids(refusal):
-            return _with_short_call_ids(call)
-        return _without_reasoning(call) if _SEALED.search(refusal) else call
+    is_response = call.endpoint is Endpoint.RESPONSES
     if refuses_ids(refusal):
-        return _with_short_tool_ids(call)
-    if _UNTHOUGHT.search(refusal):
-        span = call.summary.spans.get("thinking", (0, 0))
-        thinks = b'"type"' in (asked := call.body[slice(*span)]) and b'"disabled"' not in asked
-        return _replaced(call, "thinking", b'{"type":"disabled"}') if thinks else call
-    return without_thinking(call, lambda block: True) if refuses_signatures(refusal) else call
+        changed, what = (_with_short_call_ids if is_response else _with_short_tool_ids)(call), "ids of calls shortened"
+    elif is_response:
+        changed, what = _without_reasoning(call) if _SEALED.search(refusal) else call, "reasoning left out"
+    elif _UNTHOUGHT.search(refusal):
+        changed, what = _unthinking(call), "no thinking in a turn that began without"
+    else:
+        is_foreign = refuses_signatures(refusal)
+        changed, what = without_thinking(call, lambda block: True) if is_foreign else call, "reasoning left out"
+    if changed is not call:
+        note_changes(call, what)
+    return changed
+
+
+def _unthinking(call: Call) -> Call:
+    asked = call.body[slice(*call.summary.spans.get("thinking", (0, 0)))]
+    thinks = b'"type"' in asked and b'"disabled"' not in asked
+    return _replaced(call, "thinking", b'{"type":"disabled"}') if thinks else call
 
 
 def _with_short_call_ids(call: Call) -> Call:
