@@ -175,8 +175,11 @@ class Decoder:
                 held += rest
         if len(held) > FRAME_LIMIT:
             raise FrameTooLong
-        rows = [raw if raw[0] > 0x0D else raw.lstrip(b"\r\n") for raw in frames]  # surplus blank lines are dropped
-        return [parse(raw) for raw in rows if raw]
+        return [
+            parse(raw if raw[0] > 0x0D else raw.lstrip(b"\r\n"))
+            for raw in frames
+            if raw[0] > 0x0D or raw.strip(b"\r\n")  # surplus blank lines are dropped
+        ]
 
     def take(self) -> bytes:
         """What came of the event that has not ended, which is let go of: it has to be fed again, with what follows."""
