@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
 import msgspec
@@ -25,11 +25,10 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode, encoder, replace_lone_surrogates
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.providers.length import is_unknown
+from manallm_proxy.providers.turns import ORDERS, Row, ordered, refused_order
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
-TURNS: Final = "turns"
-"""Likewise, the order of messages: Mistral's models have to answer a tool's result before a user says something."""
 NEEDED: Final = {"needs_reasoning_content": "reasoning_content", "needs_reasoning": "reasoning"}
 """What may be missed: a member of a message."""
 _MEMBERS: Final = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
@@ -59,11 +58,8 @@ _ODD_ID: Final = re.compile(
     rb"|tool_use(?:_id|\.id)\W{1,5}String should",
     re.DOTALL,
 )
-_ORDER: Final = re.compile(rb"Unexpected role \W{0,2}user\W{1,4}after role \W{0,2}tool")
-_USER, _TOOL = msgspec.Raw(b'"user"'), msgspec.Raw(b'"tool"')
-_ANSWER: Final = {"role": _ASSISTANT, "content": msgspec.Raw(b'"OK."')}
 _BEGUN: Final = {
-    TURNS: b'"tool"',
+    **dict.fromkeys(ORDERS, b'"role"'),
     REASONING: b'"reasoning',
     SIGNATURES: b'"extra_content"',
     IDS: b'"tool_call',
@@ -73,20 +69,19 @@ _REMARKS: Final = {
     REASONING: "reasoning left out",
     SIGNATURES: "signatures of calls left out",
     IDS: "ids of calls shortened",
-    TURNS: "an answer put between a tool's result and the user's words",
+    **ORDERS,
     **dict.fromkeys(NEEDED, "blanks in place of reasoning that was not there"),
 }
 _ROWS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
 _DIGITS: Final = string.digits + string.ascii_lowercase
-Row = dict[str, msgspec.Raw]
 _T = TypeVar("_T")
 
 
 def refused_members(refusal: bytes) -> frozenset[str]:
-    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, `TURNS`, one of `NEEDED`; empty: of no history."""
-    if _ORDER.search(refusal) is not None:
-        return frozenset({TURNS})
+    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, one of `NEEDED` or `ORDERS`; empty: none."""
+    if order := refused_order(refusal):
+        return frozenset({order})
     if refuses_ids(refusal):
         return frozenset({IDS})
     if (missed := _MISSED.search(refusal)) is not None:
@@ -121,7 +116,7 @@ def without_members(call: Call, refused: Collection[str]) -> Call:
     span = call.summary.spans.get("messages")
     if span is None or not any(contains(call.body, _BEGUN[what], *span) for what in refused):
         return call
-    changed = _changed(call, lambda row: _kept(row, refused), fills=TURNS in refused)
+    changed = _changed(call, lambda row: _kept(row, refused), refused)
     if changed is not call:
         note_changes(call, *sorted(_REMARKS[what] for what in refused))
     return changed
@@ -143,31 +138,19 @@ def without_signatures(call: Call, refusal: bytes) -> Call:
     return changed
 
 
-def _changed(call: Call, change: Callable[[Row], Row], *, fills: bool = False) -> Call:
-    """`call` with its messages as `change` returns them; itself if it returns all of them. `fills`: see `TURNS`."""
+def _changed(call: Call, change: Callable[[Row], Row], refused: Collection[str] = ()) -> Call:
+    """`call` with its messages as `change` returns them, in no order that is `refused`; itself if all are the same."""
     if (span := call.summary.spans.get("messages")) is None:
         return call
     try:
         rows = decoded_rows(_ROWS, call.body[slice(*span)])
-        kept = [change(row) for row in rows]
-        kept = [*_filled(kept)] if fills else kept
+        kept = ordered([change(row) for row in rows], refused)
     except DecodeErrors:  # it is malformed, for the provider to refuse
         return call
     if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
         return call
     body, spans = spliced(call.body, call.summary.spans, {"messages": encoder(call.is_large)(kept)})
     return evolve(call, body=body, summary=evolve(call.summary, spans=spans))
-
-
-def _filled(rows: Iterable[Row]) -> Iterator[Row]:
-    """Messages with an answer between a tool's result and what a user says after it."""
-    before = None
-    for row in rows:
-        role = row.get("role")
-        if before == _TOOL and role == _USER:
-            yield _ANSWER
-        yield row
-        before = role
 
 
 def decoded_rows(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:

@@ -20,7 +20,6 @@ from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import decoded_value
 from manallm_proxy.openai.thinking_blocks import without_thinking
 from manallm_proxy.providers.history import (
-    Row,
     decoded_rows,
     note_changes,
     refuses_ids,
@@ -28,6 +27,7 @@ from manallm_proxy.providers.history import (
     short_id,
     shortened,
 )
+from manallm_proxy.providers.turns import Row
 
 _SEALED: Final = re.compile(
     rb"invalid_encrypted_content|encrypted[ _]content.{0,200}could not be (?:verified|decrypted)", re.DOTALL

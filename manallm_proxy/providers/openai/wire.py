@@ -31,7 +31,6 @@ from manallm_proxy.providers.history import (
     NEEDED,
     REASONING,
     SIGNATURES,
-    TURNS,
     refused_members,
     refuses_signatures,
     without_members,
@@ -55,12 +54,13 @@ from manallm_proxy.providers.openai.reply import (
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.sniffer import Sniffer
+from manallm_proxy.providers.turns import ORDERS, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
 TOP_K, USAGE = "top_k", "stream_options"
-_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, TURNS, *NEEDED})
+_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, *NEEDED, *ORDERS})
 T = TypeVar("T")
 
 
@@ -136,7 +136,8 @@ class OpenAIWire:
         default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest
         that the target knows, and the length in the name that it wants.
         """
-        if status not in (400, 422) or call.endpoint.is_opaque:
+        is_order = status == 500 and bool(refused_order(body))  # llama.cpp's status for what its template refuses
+        if not (status in (400, 422) or is_order) or call.endpoint.is_opaque:
             return None
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
