@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.histories import GO, PLAIN, TOOL_TURNS
 from tests.proxy import openai, proxy, settings
+from tests.servers import ollama_server
 from tests.upstreams import Connection, Seen, answers, each, upstream
 from tests.waiting import until
 
@@ -38,9 +40,7 @@ def template(status: str, kind: str) -> Any:
 
     async def answered(connection: Connection, seen: Seen) -> None:
         if words := refusal(seen.json):
-            said = (
-                f"\n-----\nWhile executing CallExpression at line 85 in source:\nError: Jinja Exception: {words}"
-            )
+            said = f"\n-----\nWhile executing CallExpression at line 85 in source:\nError: Jinja Exception: {words}"
             await connection.reply({"error": {"code": int(status[:3]), "message": said, "type": kind}}, status)
         else:
             await answers(connection, seen)
@@ -123,3 +123,22 @@ async def test_what_cannot_be_joined_is_refused_as_before(tmp_path: Path) -> Non
             status, body, _ = await p.chat(model="p/gemma", messages=messages)
             assert status == 400, body
         assert len(up.posts) == 2
+
+
+@pytest.mark.parametrize(("model", "asked", "sent"), [CHATS[0], CHATS[2], CHATS[6]])
+async def test_ollama_with_such_a_template(model: str, asked: list[Any], sent: list[Any], tmp_path: Path) -> None:
+    """Its runner is llama.cpp's (ollama issue 18241), whose refusal it quotes."""
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        if words := refusal(seen.json):
+            inner = {"error": {"code": 500, "message": f"Jinja Exception: {words}", "type": "server_error"}}
+            await connection.reply({"error": json.dumps(inner)}, "500 Internal Server Error")
+        else:
+            await ollama_server(connection, seen)
+
+    script = each(answered)
+    async with upstream(script) as up, proxy(settings({"p": {"kind": "ollama", "base_url": up.url}}), tmp_path) as p:
+        for requests in (2, 3):
+            assert (await p.chat(model=f"p/{model}", messages=asked))[0] == 200
+            texts = [message["content"] for message in up.posts[-1].json["messages"]]
+            assert (texts, len(up.posts)) == ([message["content"] for message in sent], requests)

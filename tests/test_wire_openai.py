@@ -30,9 +30,10 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.sliced import LARGE_BYTES
+from manallm_proxy.providers.learned import LEARNED_LIMIT
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.reply import reply_object, usual_reply
-from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Request, Translator
 from tests.cases import each_with_each, every
 from tests.through_doors import reply_to
@@ -120,7 +121,7 @@ def test_a_refusal_of_stream_options_is_learnt_from_once() -> None:
 def test_one_strict_model_costs_no_other_its_counts() -> None:
     """An aggregator has a hundred models, each behind a server of its own; what is known of them is bounded."""
     wire = OpenAIWire()
-    others = [Entry(Target("p", f"m{number}")) for number in range(STRICT_LIMIT + 1)]
+    others = [Entry(Target("p", f"m{number}")) for number in range(LEARNED_LIMIT + 1)]
     without = Request("chat/completions", b"{}", without="stream_options")
     assert not wire.remember_reshaped(ENTRY, Request("chat/completions", b"{}", without="reasoning_effort"))
     assert wire.remember_reshaped(ENTRY, without)
@@ -128,7 +129,7 @@ def test_one_strict_model_costs_no_other_its_counts() -> None:
     assert all(wire.remember_reshaped(other, without) for other in others)
     assert "stream_options" in json.loads(wire.request(STREAM, ENTRY).body)
     assert "stream_options" not in json.loads(wire.request(STREAM, others[-1]).body)
-    assert len(wire._strict) == STRICT_LIMIT
+    assert len(wire._strict) == LEARNED_LIMIT
 
 
 def test_only_what_was_answered_is_learnt() -> None:

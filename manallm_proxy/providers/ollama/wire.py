@@ -40,6 +40,8 @@ from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
+from manallm_proxy.providers.history import without_members
+from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -58,6 +60,7 @@ from manallm_proxy.providers.ollama.reply import (
     too_long,
 )
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
+from manallm_proxy.providers.turns import refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 _NULL: Final = b"null"
@@ -82,11 +85,15 @@ class OllamaWire:
 
     client_options: bool = False
     probe_path: str = "api/tags"
+    _orders: dict[str, frozenset[str]] = field(factory=dict)
+    """By model, oldest first: the orders of messages that its template has refused, see `turns`."""
 
     def splices(self, call: Call) -> bool:
         return False
 
     def request(self, call: Call, entry: Entry) -> Request:
+        if self._orders and (refused := self._orders.get(entry.target.model)):
+            call = without_members(call, refused)
         return ollama_request.build(call, entry, client_options=self.client_options)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -94,9 +101,12 @@ class OllamaWire:
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """For a model that does not think: leaves out the reasoning effort, unless the client sets ``think`` itself.
+        Messages are put into the order that a template wants.
 
         Raises BadResponse if it refuses thinking that it was not asked for: no caller could mend such a request.
         """
+        if (order := refused_order(body)) and (other := without_members(call, (order,))) is not call:
+            return evolve(self.request(other, entry), without=order, call=other)
         if status != 400 or b"think" not in body:
             return None
         spans = call.summary.spans
@@ -109,7 +119,9 @@ class OllamaWire:
         return silent
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        """Nothing to learn."""
+        model = entry.target.model
+        if request.without:
+            remember(self._orders, model, self._orders.get(model, frozenset()) | {request.without})
         return False
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from attrs import evolve, field
@@ -36,6 +36,7 @@ from manallm_proxy.providers.history import (
     without_members,
     without_signatures,
 )
+from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, is_unknown, named, wanted_name, without_field
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
@@ -57,11 +58,8 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.turns import ORDERS, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
-STRICT_LIMIT: Final = 1000
-"""Max models of which it is known what they refuse."""
 TOP_K, USAGE = "top_k", "stream_options"
 _REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, *NEEDED, *ORDERS})
-T = TypeVar("T")
 
 
 @define
@@ -163,16 +161,16 @@ class OpenAIWire:
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model
         if request.without in (OLDER, NEWER):
-            _remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
+            remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
         if refused := _REFUSABLE.intersection(request.without.split()):
             known = self._forgetful.get(model, frozenset())
             contrary = {REASONING} if refused & NEEDED.keys() else NEEDED.keys() if REASONING in refused else set()
-            _remember(self._forgetful, model, refused | (known - contrary))
+            remember(self._forgetful, model, refused | (known - contrary))
         if request.without == TOP_K:
-            _remember(self._no_top_k, model, None)
+            remember(self._no_top_k, model, None)
         if model in self._strict or request.without != USAGE:
             return False
-        _remember(self._strict, model, None)
+        remember(self._strict, model, None)
         return True
 
     def _again(self, call: Call, entry: Entry, without: str = "") -> Request:
@@ -210,14 +208,6 @@ class OpenAIWire:
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
-
-
-def _remember(known: dict[str, T], model: str, value: T) -> None:
-    """Adds `model`. Clients choose such names, so the oldest one is dropped above the limit."""
-    known.pop(model, None)
-    if len(known) >= STRICT_LIMIT:
-        del known[next(iter(known))]
-    known[model] = value
 
 
 def _says_no_effort(call: Call) -> bool:
