@@ -29,11 +29,16 @@ from manallm_proxy.providers.turns import ORDERS, Row, ordered, refused_order
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
+EXTRAS: Final = "extras"
+"""Likewise, members of a message that come with answers and are empty most of the time; SDKs send them back."""
 NEEDED: Final = {"needs_reasoning_content": "reasoning_content", "needs_reasoning": "reasoning"}
 """What may be missed: a member of a message."""
 _MEMBERS: Final = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
+_BESIDE: Final = frozenset({"annotations", "audio", "function_call", "images", "refusal"})
 _EXTRA, _CALLS, _RESULT = "extra_content", "tool_calls", "tool_call_id"
 _NAMED: Final = re.compile(rb"reasoning_content|reasoning_details|['\"`.\\]reasoning['\"`\\:]")
+_NAMED_BESIDE: Final = re.compile(rb"['\"`.\\](?:%b)['\"`\\]" % "|".join(sorted(_BESIDE)).encode())
+_NULL: Final = b"Value is not a string: null"
 _FOREIGN: Final = re.compile(
     rb"(?:corrupted|invalid|missing a) thought[ _]?signature|thought[ _]?signature is not valid"
     rb"|\bsignature\W{1,4}in \W{0,2}thinking|\.thinking\.signature\b",
@@ -63,12 +68,14 @@ _BEGUN: Final = {
     REASONING: b'"reasoning',
     SIGNATURES: b'"extra_content"',
     IDS: b'"tool_call',
+    EXTRAS: b'"assistant"',
     **dict.fromkeys(NEEDED, b'"assistant"'),
 }
 _REMARKS: Final = {
     REASONING: "reasoning left out",
     SIGNATURES: "signatures of calls left out",
     IDS: "ids of calls shortened",
+    EXTRAS: "members of other answers left out",
     **ORDERS,
     **dict.fromkeys(NEEDED, "blanks in place of reasoning that was not there"),
 }
@@ -79,16 +86,22 @@ _T = TypeVar("_T")
 
 
 def refused_members(refusal: bytes) -> frozenset[str]:
-    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, one of `NEEDED` or `ORDERS`; empty: none."""
+    """What a `refusal` is about: `REASONING`, `SIGNATURES`, `IDS`, `EXTRAS`, of `NEEDED` or `ORDERS`; empty: none."""
     if order := refused_order(refusal):
         return frozenset({order})
     if refuses_ids(refusal):
         return frozenset({IDS})
     if (missed := _MISSED.search(refusal)) is not None:
         return frozenset({"needs_reasoning_content" if b"content" in missed[0].lower() else "needs_reasoning"})
+    if _NULL in refusal:
+        return frozenset({EXTRAS})  # Google's endpoint for chats does not say where
     if not is_unknown(refusal):
         return frozenset()
-    named = {REASONING: _NAMED.search(refusal) is not None, SIGNATURES: _EXTRA.encode() in refusal}
+    named = {
+        REASONING: _NAMED.search(refusal) is not None,
+        SIGNATURES: _EXTRA.encode() in refusal,
+        EXTRAS: _NAMED_BESIDE.search(refusal) is not None,
+    }
     return frozenset(what for what, is_named in named.items() if is_named)
 
 
@@ -177,6 +190,8 @@ def _kept(row: Row, refused: Collection[str]) -> Row:
     for key in [NEEDED[what] for what in refused if what in NEEDED]:
         if row.get("role") == _ASSISTANT and row.get(key, _NOTHING[0]) in _NOTHING:
             row = {**row, key: _NO_THOUGHT}
+    if EXTRAS in refused and row.get("role") == _ASSISTANT and _BESIDE & row.keys():
+        row = _without_extras(row)
     if IDS in refused:
         row = shortened(row, _RESULT)
     has_extra = SIGNATURES in refused and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS])
@@ -188,6 +203,15 @@ def _kept(row: Row, refused: Collection[str]) -> Row:
         if any(one is not other for one, other in zip(kept, calls, strict=True)):
             row = {**row, _CALLS: msgspec.Raw(encode(kept))}
     return row
+
+
+def _without_extras(row: Row) -> Row:
+    """A message of the model with its text and its calls, also those in their old form."""
+    refusal = row.get("refusal", _NOTHING[0])
+    if refusal not in _NOTHING and row.get("content", _NOTHING[0]) in _NOTHING:
+        row = {**row, "content": refusal}
+    left = _BESIDE - {"function_call"} if row.get("function_call", _NOTHING[0]) != _NOTHING[0] else _BESIDE
+    return row if left.isdisjoint(row) else {key: value for key, value in row.items() if key not in left}
 
 
 def _signed(row: Row) -> Row:

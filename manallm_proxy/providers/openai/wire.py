@@ -27,6 +27,7 @@ from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.effort import nearest_effort
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.history import (
+    EXTRAS,
     IDS,
     NEEDED,
     REASONING,
@@ -59,7 +60,7 @@ from manallm_proxy.providers.turns import ORDERS, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 TOP_K, USAGE = "top_k", "stream_options"
-_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, *NEEDED, *ORDERS})
+_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, EXTRAS, *NEEDED, *ORDERS})
 
 
 @define
