@@ -178,6 +178,22 @@ async def test_in_a_browser(tmp_path: Path) -> None:
 
 
 @pytest.mark.built_in
+async def test_a_request_that_failed_opens_too(tmp_path: Path) -> None:
+    """Those are the ones that are looked up: to its attempts and its error, in the list and after a chat was tried."""
+    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, chromium() as page:
+        async with proxy(settings({"bad": openai(bad.url)}, ["bad/m"]), tmp_path) as p:
+            assert (await p.chat())[0] == 503
+            await page.open(p.url)
+            await page.until("document.querySelectorAll('#requests > li').length == 1")
+            await page.value("document.querySelector('#requests summary').click()")
+            await page.until("document.querySelectorAll('#requests .line-of').length == 1")
+            opened = await page.value("document.querySelector('#requests .open').innerText")
+            assert "http 5xx" in opened and "no_healthy_provider" in opened
+            await page.value("document.getElementById('send').click()")
+            await page.until("document.getElementById('walk').innerText.includes('http 5xx')")
+
+
+@pytest.mark.built_in
 async def test_it_is_useful_before_anything_was_asked_for(tmp_path: Path) -> None:
     """What serves is drawn from what came with the page, whenever the rest comes."""
     async with proxy(settings(LOOP), tmp_path) as p, chromium() as page:
