@@ -50,6 +50,17 @@ async def test_requests(tmp_path: Path) -> None:
         assert code == 1 and "client_gone" in output
 
 
+async def test_a_request_that_was_refused_unread_asked_for_nothing(tmp_path: Path) -> None:
+    """Its model is not known: it is not said to be the default one, as that of a request which names none."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        await p.chat(model=None)
+        async with p.client.post(f"{p.url}/v1/chat/completions", data=b"[]") as response:
+            assert response.status == 400
+        _, output = await run("requests", "--url", p.url)
+        first, second = output.splitlines()
+        assert "  (default) -> loop/m  ok" in first and "  - -> nobody  error 400 invalid_request" in second
+
+
 async def test_requests_follow(tmp_path: Path) -> None:
     """A line as each ends; the end of the proxy is the end of the command, in words."""
     async with process(settings(LOOP), tmp_path) as running:
