@@ -130,7 +130,7 @@ class Client:
 
     def _key_advice(self, code: str) -> str:
         if code == "admin_only":
-            return f"the key in {KEY} is none for operators (admin: true)"
+            return f"the key in {KEY} is not an operator's: its entry needs admin: true"
         return f"it does not know the key in {KEY}" if self.key else f"it wants a key: set {KEY}"
 
     def _absent(self, error: Exception) -> Failed:
