@@ -10,6 +10,7 @@ from typing import Final
 
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.attempts import AttemptRecord
+from manallm_proxy.contract.provider_errors import NO_TLS, NOT_TRUSTED, UNKNOWN_HOST
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.routing.catalog import short_name
@@ -40,10 +41,20 @@ def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord
 def unreached(provider: ProviderConfig, reason: str | None, detail: str | None = None) -> str:
     """``nothing answers at http://127.0.0.1:11434 (refused): 'ollama serve' starts it, or correct base_url``."""
     why = detail or ("no answer in time" if reason == "connect_timeout" else "no connection")
-    if provider.base_url is None:
+    url = provider.base_url
+    if url is None:
         return f"it cannot be reached ({why})"
+    if provider.proxy is not None:  # which may be what is wrong; it may hold a password
+        return f"no connection to {url} through its forward proxy ({why}): correct `proxy`, or base_url"
+    if why == UNKNOWN_HOST:
+        return f"the host name in {url} cannot be looked up: correct base_url, or mend this machine's DNS"
+    if why == NO_TLS:
+        return f"what answers at {url} speaks no TLS: correct base_url, which may have to begin with http://"
+    if why.startswith(NOT_TRUSTED):
+        mend = "renew it, or have this machine trust its authority"
+        return f"the TLS certificate of {url} is not trusted ({why.removeprefix(NOT_TRUSTED)}): {mend}"
     start = "'ollama serve' starts it" if provider.kind == "ollama" else "start it"
-    return f"nothing answers at {provider.base_url} ({why}): {start}, or correct base_url"
+    return f"nothing answers at {url} ({why}): {start}, or correct base_url"
 
 
 def missing(generation: Generation, wish: str, provider: ProviderConfig) -> str | None:
