@@ -115,7 +115,7 @@ async def test_health_is_a_table(tmp_path: Path) -> None:
         lines = [line.split() for line in output.splitlines()]
         assert lines[0] == [f"127.0.0.1:{p.port}:", "unhealthy"]
         assert lines[1] == ["PROVIDER", "STATUS", "BUSY", "WHY"]
-        assert lines[2][:4] == ["gpu", "unhealthy", "0", "connect_error,"]
+        assert lines[2][:5] == ["gpu", "unhealthy", "0", "connect_error:", "refused,"]
         assert lines[3] == ["groq", "unconfigured", "0", "GROQ_KEY", "is", "not", "set"]
         code, output = await run("status", "--url", p.url, "--json")
         assert (code, json.loads(output)["providers"]["gpu"]["status"]) == (0, "unhealthy")

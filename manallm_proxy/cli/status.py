@@ -79,7 +79,8 @@ def _why(row: Mapping[str, Any]) -> str:
     if row.get("status") == "healthy":
         return ""
     until = row.get("cooling_until") or row.get("unhealthy_until")
-    parts = [row.get("reason"), row.get("last_error"), f"until {until[11:19]} UTC" if until else None]
+    error = ": ".join(str(part) for part in (row.get("last_error"), row.get("detail")) if part)
+    parts = [row.get("reason"), error, f"until {until[11:19]} UTC" if until else None]
     return ", ".join(clean(part, None) for part in parts if part)
 
 
