@@ -123,6 +123,16 @@ async def test_health_is_a_table(tmp_path: Path) -> None:
         assert (code, json.loads(output)["data"][0]["id"]) == (0, "mana/test")
 
 
+async def test_a_wide_terminal_shows_whole_reasons(tmp_path: Path) -> None:
+    """They end with the time until which a provider rests; where nothing tells the width it is 80 columns."""
+    name = "a-provider-with-a-long-name-of-its-own"
+    async with proxy(settings({name: openai(f"http://127.0.0.1:{free_port()}")}), tmp_path) as p:
+        await p.chat()
+        for columns, ends in (("", "..."), ("140", " UTC")):
+            _, output = await run("status", "--url", p.url, environ={"COLUMNS": columns})
+            assert output.splitlines()[2].endswith(ends)
+
+
 def test_a_table_fits_the_terminal() -> None:
     """Columns are aligned, a long reason is cut."""
     lines = table([("A", "B"), ("long", "x" * 100)])

@@ -162,7 +162,9 @@ async def test_in_a_browser(tmp_path: Path) -> None:
             await page.value("document.querySelector('#requests summary').click()")
             await page.until("document.querySelectorAll('#requests .line-of').length == 2")
             await page.until("document.querySelector('#requests .open').innerText.includes('served')")
-            edges = "[...document.querySelectorAll('#requests .track')].map((each) => each.getBoundingClientRect().left)"
+            edges = (
+                "[...document.querySelectorAll('#requests .track')].map((each) => each.getBoundingClientRect().left)"
+            )
             assert len(set(await page.value(edges))) == 1  # all on one axis, whatever became of them
             assert await page.value("document.title") == "manallm-proxy"
             assert await page.value("document.querySelectorAll('img, main script, iframe').length") == 0

@@ -14,6 +14,7 @@ from typing import Any, Final
 from manallm_proxy.cli.client import Client, Failed, clean, colours
 
 WIDTH: Final = 80
+"""Columns where neither a terminal nor ``$COLUMNS`` tells how many there are."""
 PAUSE: Final = 2.0
 """Seconds between two updates."""
 HOME, REST_OF_LINE, REST = "\033[H", "\033[K", "\033[J"
@@ -59,7 +60,8 @@ def _shown(client: Client, as_json: bool, environ: Mapping[str, str]) -> str:
         return json.dumps(report, indent=2)
     shown = [f"{client.place}: {clean(report.get('status'))}"]
     coloured = colours(environ)
-    for line, row in zip(table(rows), rows, strict=True):
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
+    for line, row in zip(table(rows, width), rows, strict=True):
         word = row[1]
         known = coloured and word.islower()
         shown.append(line.replace(word, f"\033[{_COLOURS.get(word, '33')}m{word}\033[0m", 1) if known else line)
