@@ -18,6 +18,7 @@ from manallm_proxy.openai.request import EMBEDDING
 from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
+from manallm_proxy.routing.local_providers import is_last
 
 DOORS: Final[dict[str, Endpoint]] = {
     **{endpoint.path: endpoint for endpoint in Endpoint if endpoint is not Endpoint.COUNT_TOKENS},
@@ -66,7 +67,8 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
-    def gate(entry: Entry, last: bool) -> Skip | None:
+    def gate(entry: Entry) -> Skip | None:
+        last = is_last(entry, capable, generation.registry.may_pass)
         return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
     able = set(map(id, capable))
@@ -76,7 +78,7 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
         if id(entry) not in able:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}
-        return _row(generation, entry, walk.refusal(entry, is_last=entry is capable[-1]))
+        return _row(generation, entry, walk.refusal(entry))
 
     rows = [row(entry) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
