@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.__main__ import parser
+from manallm_proxy.cli import client
 from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
@@ -170,6 +171,23 @@ async def test_a_key_that_is_wanted_is_named(tmp_path: Path, command: list[str])
                 assert (code, output, "MANALLM_API_KEY" in errors, "sk-wrong" in errors) == (1, "", True, False)
             code, _, errors = await piped([*command, "--url", p.url], b"", MANALLM_API_KEY="sk-right")
             assert (code, "admin" in errors) == ((1, True) if command == ["status"] else (0, False))
+
+
+async def test_a_proxy_that_hangs_is_not_said_to_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has to be looked at, and not to be started."""
+
+    async def silent(connection: Connection) -> None:
+        await connection.gone()
+
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    async with upstream(silent) as hangs:
+        with pytest.raises(Failed) as told:
+            await asyncio.to_thread(Client(hangs.url).get, "/v1/health", "show its health")
+    place = f"127.0.0.1:{hangs.port}"
+    assert (
+        str(told.value)
+        == f"what listens at {place} has said nothing for 0.2 s: it hangs (its log says more), or is no proxy"
+    )
 
 
 @every(
