@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
+from pathlib import Path
 
 from attrs import evolve
 
@@ -12,6 +14,8 @@ from manallm_proxy.contract.provider_errors import NO_TLS
 from manallm_proxy.gateway.advice import unreached
 from manallm_proxy.http_client.errors import connect_error
 from tests.cases import every
+from tests.proxy import proxy, settings
+from tests.upstreams import Connection, Seen, each, upstream
 
 BOX = ProviderConfig("box", "ollama", "http://box:11434")
 CLOUD = ProviderConfig("cloud", "openai", "https://cloud.test/v1")
@@ -66,3 +70,36 @@ def test_the_details_are_those_of_the_transport() -> None:
         for error in (socket.gaierror(), ssl.SSLError(), ssl.SSLCertVerificationError())
     ]
     assert told == ["dns", NO_TLS, "tls: not verified"]
+
+
+async def lacks(connection: Connection, seen: Seen) -> None:
+    """As Ollama answers for a model that is not installed."""
+    await connection.reply({"error": f"model '{seen.json['model']}' not found"}, "404 Not Found")
+
+
+async def test_a_bare_name_that_the_default_provider_lacks(tmp_path: Path) -> None:
+    """A client's own default, such as gpt-4o, or an alias without its prefix: it says where it was looked for."""
+    key = {"name": "a", "sha256": hashlib.sha256(b"sk-a").hexdigest(), "models": ["box/*"]}
+    async with upstream(each(lacks), ["m"]) as server:
+        config = settings({"box": {"kind": "ollama", "base_url": server.url}}, default_provider="box")
+        where = " (a name without a provider is looked for at box; GET /v1/models lists what is served here)"
+        async with proxy(config, tmp_path) as p:
+
+            async def told(model: str, **headers: str) -> str:
+                body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+                status, answer, _ = await p.post("/v1/chat/completions", body, headers=headers)
+                assert (status, answer["error"]["code"], answer["error"]["source"]) == (
+                    404,
+                    "model_not_found",
+                    "provider",
+                )
+                return str(answer["error"]["message"])
+
+            assert await told("gpt-4o") == "model 'gpt-4o' not found" + where
+            assert await told("test") == "model 'test' not found. Did you mean mana/test?" + where
+            assert await told("box/gpt-4o") == "model 'gpt-4o' not found"
+            assert await told("mana/test") == "model 'm' not found"
+            config["auth"] = {"keys": [key]}
+            p.write(config)
+            await p.app.reload()
+            assert await told("test", Authorization="Bearer sk-a") == "model 'test' not found" + where
