@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     requests.add_argument("--outcome", help="only with this outcome (ok, error, client_gone, broken)")
     requests.add_argument("--key", metavar="NAME", help="only those of the client key of this name")
     requests.add_argument("--limit", default="20", metavar="N", help="how many (%(default)s)")
-    requests.add_argument("--follow", action="store_true", help="go on with those that come, until Ctrl+C")
+    requests.add_argument("--follow", action="store_true", help="go on with those that come, until Ctrl-C")
     _client(requests)
 
     hash_key = command("hash-key", "make a client key, and its entry for the configuration")
