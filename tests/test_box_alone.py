@@ -43,7 +43,8 @@ async def test_a_cold_model_is_waited_for(cloud: str, tmp_path: Path) -> None:
     """As if it were the last entry, which it is in effect; `explain` says so."""
     async with house(cloud, tmp_path, cold="next") as (p, gpu):
         gpu.slow = {"m"}
-        assert (await p.get("/v1/explain"))[1]["serves"] == "gpu/m"
+        told = (await p.get("/v1/explain"))[1]
+        assert (told["serves"], told["chain"][0]["detail"]) == ("gpu/m", "not loaded yet: a request waits for it")
         asking = asyncio.ensure_future(p.chat())
         await until(lambda: gpu.begun == ["m"])
         gpu.finish("m")
@@ -59,7 +60,8 @@ async def test_a_turn_is_waited_for(cloud: str, tmp_path: Path) -> None:
         asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
         line = p.app.gateway.generation.local.queues["gpu"].line.of("m")
         await until(lambda: gpu.at_once == 1 and len(line.waiting) == 1)
-        assert (await p.get("/v1/explain"))[1]["serves"] == "gpu/m"
+        told = (await p.get("/v1/explain"))[1]
+        assert told["serves"] == "gpu/m" and told["chain"][0]["detail"].startswith("a queue of 1, expected wait ")
         gpu.answers.set()
         assert [(status, headers.get(RESOLVED)) for status, _, headers in await asyncio.gather(*asking)] == [
             (200, "gpu/m"),

@@ -101,7 +101,7 @@ def _unable(generation: Generation, entry: Entry, endpoint: Endpoint) -> str:
 def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:
     target = entry.target
     price = generation.price_of(entry)
-    detail = _remark(generation, target) if skip is None else _why(generation, target, skip)
+    detail = _remark(generation, entry) if skip is None else _why(generation, target, skip)
     reason = skip.reason if skip is not None else None
     again_in = skip.again_in if skip is not None else None
     again = round(again_in, 1) if again_in is not None else None
@@ -128,13 +128,20 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
     return f"{cause}; {when}" if cause else when
 
 
-def _remark(generation: Generation, target: Target) -> str | None:
+def _remark(generation: Generation, entry: Entry) -> str | None:
     """What an operator should know of a target that would be asked, if anything."""
+    target, now = entry.target, generation.registry.clock()
     health = generation.registry.providers[target.provider]
     circuits = (health.provider, health.targets.get(target.model))
     half_open = any(circuit is not None and circuit.is_open for circuit in circuits)
     if half_open:
         return "its rest is over: the next request is its trial"
+    box, queue = generation.local.boxes.boxes.get(target.provider), generation.local.queues.get(target.provider)
+    if box is not None and box.residency.is_loaded(entry, now) is False:
+        return "not loaded yet: a request waits for it"
+    if queue is not None and (waiting := queue.line.of(target.model).waiting):
+        wait = queue.line.expected_wait(queue.line.of(target.model), now)
+        return f"a queue of {len(waiting)}, expected wait {wait:.1f} s"
     lists = generation.config.providers[target.provider].kind != "loopback" and generation.catalog.knows(
         target.provider
     )
