@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     _client(status)
 
     explain = command("explain", "what would happen to a request now, target by target")
-    explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
+    explain.add_argument(
+        "model", nargs="?", default="", help="an alias or provider/model; '*': each alias; left out: the default"
+    )
     explain.add_argument(
         "--door", metavar="DOOR", help="of a request to this API, such as responses; else what the alias is for"
     )

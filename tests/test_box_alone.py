@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tests.ollama_box import Box, box
 from tests.ports import free_port
-from tests.proxy import Proxy, openai, proxy, settings
+from tests.proxy import Proxy, openai, proxy, run, settings
 from tests.waiting import until
 
 RESOLVED = "x-mana-llm-resolved"
@@ -47,6 +48,7 @@ async def test_a_cold_model_is_waited_for(cloud: str, tmp_path: Path) -> None:
         assert (told["serves"], told["chain"][0]["detail"]) == ("gpu/m", "not loaded yet: a request waits for it")
         asking = asyncio.ensure_future(p.chat())
         await until(lambda: gpu.begun == ["m"])
+        assert re.search("^  m +healthy +loading$", (await run("status", "--url", p.url))[1], re.MULTILINE)
         gpu.finish("m")
         status, _, headers = await asking
         assert (status, headers.get(RESOLVED)) == (200, "gpu/m")
@@ -62,6 +64,8 @@ async def test_a_turn_is_waited_for(cloud: str, tmp_path: Path) -> None:
         await until(lambda: gpu.at_once == 1 and len(line.waiting) == 1)
         told = (await p.get("/v1/explain"))[1]
         assert told["serves"] == "gpu/m" and told["chain"][0]["detail"].startswith("a queue of 1, expected wait ")
+        shown = (await run("status", "--url", p.url))[1]
+        assert re.search("^  m +healthy +loaded, a queue of 1, expected wait ", shown, re.MULTILINE)
         gpu.answers.set()
         assert [(status, headers.get(RESOLVED)) for status, _, headers in await asyncio.gather(*asking)] == [
             (200, "gpu/m"),

@@ -16,20 +16,23 @@ LOOP = {"loop": {"kind": "loopback"}}
 
 
 async def test_explain(tmp_path: Path) -> None:
-    """The one that would serve is marked; JSON is the route's own."""
+    """The one that would serve is marked; all aliases by ``*``; JSON is the route's own."""
     providers = {"keyless": openai("http://127.0.0.1:9", api_key="${NOSUCH}"), **LOOP}
-    async with proxy(settings(providers), tmp_path) as p:
+    config = settings(providers)
+    config["aliases"]["mana/two"] = {"chain": ["loop/n"]}
+    each = [
+        *("mana/test: loop/m would serve", "  keyless/m  unconfigured  NOSUCH is not set", "> loop/m     ready"),
+        *("mana/two: loop/n would serve", "> loop/n  ready"),
+    ]
+    async with proxy(config, tmp_path) as p:
         code, output = await run("explain", "mana/test", "--url", p.url)
-        assert (code, output.splitlines()) == (
-            0,
-            [
-                "mana/test: loop/m would serve",
-                "  keyless/m  unconfigured  NOSUCH is not set",
-                "> loop/m     ready",
-            ],
-        )
+        assert (code, output.splitlines()) == (0, each[:3])
         code, output = await run("explain", "--json", "--url", p.url)
         assert (code, json.loads(output)["serves"]) == (0, "loop/m")
+        code, output = await run("explain", "*", "--url", p.url)
+        assert (code, output.splitlines()) == (0, each)
+        code, output = await run("explain", "*", "--json", "--url", p.url)
+        assert (code, [found["model"] for found in json.loads(output)["models"]]) == (0, ["mana/test", "mana/two"])
         code, output = await run("explain", "mana/tset", "--url", p.url)
         assert (code, "Did you mean mana/test?" in output) == (1, True)
 

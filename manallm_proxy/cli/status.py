@@ -78,11 +78,18 @@ def _rows(providers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _why(row: Mapping[str, Any]) -> str:
-    if row.get("status") == "healthy":
-        return ""
-    until = row.get("cooling_until") or row.get("unhealthy_until")
-    error = ": ".join(str(part) for part in (row.get("last_error"), row.get("detail")) if part)
-    parts = [row.get("reason"), error, f"until {until[11:19]} UTC" if until else None]
+    """What is wrong, and until when; then what a box says of a model."""
+    parts: list[str | None] = []
+    if row.get("status") != "healthy":
+        until = row.get("cooling_until") or row.get("unhealthy_until")
+        error = ": ".join(str(part) for part in (row.get("last_error"), row.get("detail")) if part)
+        parts = [row.get("reason"), error, f"until {until[11:19]} UTC" if until else None]
+    if row.get("loading"):
+        parts.append("loading")
+    elif row.get("loaded") is not None:
+        parts.append("loaded" if row["loaded"] else "not loaded")
+    if row.get("queue"):
+        parts.append(f"a queue of {row['queue']}, expected wait {row.get('expected_wait')} s")
     return ", ".join(clean(part, None) for part in parts if part)
 
 
