@@ -12,27 +12,23 @@ from typing import Any
 import pytest
 
 from tests.ollama_box import Box, box
-from tests.ports import free_port
 from tests.proxy import Proxy, openai, proxy, run, settings
 from tests.waiting import until
 
 RESOLVED = "x-mana-llm-resolved"
 CLOUDS = {
-    "no key": {"base_url": "http://127.0.0.1:9/v1", "api_key": "${NO_SUCH_KEY}"},
-    "down": {"base_url": "http://127.0.0.1:{port}/v1"},
+    "no key": openai("http://127.0.0.1:9", api_key="${NO_SUCH_KEY}"),
+    "down": openai("http://127.0.0.1:9"),
 }
 
 
 @asynccontextmanager
 async def house(cloud: str, tmp_path: Path, **entry: Any) -> AsyncIterator[tuple[Proxy, Box]]:
     """Once the proxy knows of `cloud` that it cannot serve."""
-    settled = {
-        name: value.format(port=free_port()) if name == "base_url" else value for name, value in CLOUDS[cloud].items()
-    }
     async with box() as own:
         if entry.get("cold") != "next":
             own.put("m")
-        providers = {"gpu": own.provider(parallel=1), "cloud": {**openai(""), **settled}}
+        providers = {"gpu": own.provider(parallel=1), "cloud": CLOUDS[cloud]}
         config = settings(providers, [{"target": "gpu/m", **entry}, "cloud/m"], health={"failure_threshold": 1})
         async with proxy(config, tmp_path) as p:
             await p.chat(model="cloud/m")

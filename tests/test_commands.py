@@ -127,7 +127,7 @@ async def test_health_is_a_table(tmp_path: Path) -> None:
 async def test_a_wide_terminal_shows_whole_reasons(tmp_path: Path) -> None:
     """They end with the time until which a provider rests; where nothing tells the width it is 80 columns."""
     name = "a-provider-with-a-long-name-of-its-own"
-    async with proxy(settings({name: openai(f"http://127.0.0.1:{free_port()}")}), tmp_path) as p:
+    async with proxy(settings({name: openai("http://127.0.0.1:9")}), tmp_path) as p:
         await p.chat()
         for columns, ends in (("", "..."), ("140", " UTC")):
             _, output = await run("status", "--url", p.url, environ={"COLUMNS": columns})
