@@ -11,27 +11,35 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.routing.ledger import Spend
 from tests.ollama_box import Box, box
 from tests.proxy import Proxy, openai, proxy, run, settings
+from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
 RESOLVED = "x-mana-llm-resolved"
-CLOUDS = {
-    "no key": openai("http://127.0.0.1:9", api_key="${NO_SUCH_KEY}"),
-    "down": openai("http://127.0.0.1:9"),
-}
+CLOUDS = ("no key", "down", "too dear")
 
 
 @asynccontextmanager
 async def house(cloud: str, tmp_path: Path, **entry: Any) -> AsyncIterator[tuple[Proxy, Box]]:
     """Once the proxy knows of `cloud` that it cannot serve."""
-    async with box() as own:
+    async with box() as own, upstream(each(answers)) as well:
         if entry.get("cold") != "next":
             own.put("m")
-        providers = {"gpu": own.provider(parallel=1), "cloud": CLOUDS[cloud]}
-        config = settings(providers, [{"target": "gpu/m", **entry}, "cloud/m"], health={"failure_threshold": 1})
+        clouds = {
+            "no key": openai("http://127.0.0.1:9", api_key="${NO_SUCH_KEY}"),
+            "down": openai("http://127.0.0.1:9"),
+            "too dear": openai(well.url),
+        }
+        chain = [{"target": "gpu/m", **entry}, {"target": "cloud/m", "price": {"input": 1, "output": 1}}]
+        providers = {"gpu": own.provider(parallel=1), "cloud": clouds[cloud]}
+        config = settings(providers, chain, health={"failure_threshold": 1})
+        if cloud == "too dear":
+            config["aliases"]["mana/test"]["budget"] = {"day": "1 USD"}
         async with proxy(config, tmp_path) as p:
             await p.chat(model="cloud/m")
+            p.app.gateway.generation.ledger.charge("alias mana/test", Spend(usd=1.0))
             yield p, own
 
 

@@ -67,8 +67,11 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
+    def may_be_tried(entry: Entry) -> bool:
+        return generation.registry.may_pass(entry.target) and expense.known_refusal(entry) is None
+
     def gate(entry: Entry) -> Skip | None:
-        last = is_last(entry, capable, generation.registry.may_pass)
+        last = is_last(entry, capable, may_be_tried)
         return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
     able = set(map(id, capable))

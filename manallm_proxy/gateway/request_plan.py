@@ -85,7 +85,11 @@ def plan_request(generation: Generation, call: Call, caller: Caller | None, chai
 
 
 def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry], Skip | None]:
-    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing."""
+    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing.
+
+    `gates` count an unaffordable target as one that cannot be tried.
+    """
+    gates.too_dear = expense.refusal
 
     def gate(entry: Entry) -> Skip | None:
         return expense.refusal(entry) or gates.gate(entry) or expense.gate(entry)

@@ -72,6 +72,8 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
     call: Call
     entries: Sequence[Entry]
     may_pass: Callable[[Target], bool]
+    too_dear: Callable[[Entry], Skip | None] | None = None
+    """Why a budget leaves too little for an entry, if there is one."""
     _size: int = 0
     """Size in bytes, see `Call.text_size`; 0: not measured yet."""
     _pictures: Pictures | None = None
@@ -104,7 +106,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         window = in_force or local.window(entry, box)
         if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
             return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
-        last = is_last(entry, self.entries, self.may_pass)
+        last = is_last(entry, self.entries, self._may_be_tried)
         if last:
             self._last = entry
         streams = self.call.summary.stream or None  # for a whole answer, nobody would notice a trial that waits
@@ -114,6 +116,9 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             self._ready = entry
             return None
         return box.gate(entry, last)
+
+    def _may_be_tried(self, entry: Entry) -> bool:
+        return self.may_pass(entry.target) and (self.too_dear is None or self.too_dear(entry) is None)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts."""
@@ -145,10 +150,10 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         return wait_and_ask
 
 
-def is_last(entry: Entry, entries: Sequence[Entry], may_pass: Callable[[Target], bool]) -> bool:
+def is_last(entry: Entry, entries: Sequence[Entry], may_be_tried: Callable[[Entry], bool]) -> bool:
     """Whether no entry after `entry` could be tried now, so that moving on would only be an error."""
     later = entries[next(n for n, each in enumerate(entries) if each is entry) + 1 :]
-    return not any(may_pass(each.target) for each in later if not each.target.is_open)
+    return not any(may_be_tried(each) for each in later if not each.target.is_open)
 
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
