@@ -297,6 +297,30 @@ async def test_a_server_names_one_field_at_a_time(tmp_path: Path) -> None:
             assert up.posts[-1].json == wanted
 
 
+async def test_a_server_that_names_many_fields(tmp_path: Path) -> None:
+    """Each in a refusal of its own, and none twice: what was left out stays out."""
+    odd = {
+        "stream_options": "unknown field: stream_options",
+        OLDER: UNKNOWN["OpenAI"][1]["message"],
+        "top_k": "unknown field: top_k",
+        "reasoning_effort": "Unsupported value: 'reasoning_effort' does not support 'none'",
+    }
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        words = next((words for key, words in odd.items() if key in seen.json), None)
+        if words is None:
+            await answers(connection, seen)
+        else:
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        body = {"model": "p/m", "max_tokens": 9, "messages": [USER], "stream": True}
+        body |= {"thinking": {"type": "disabled"}, "top_k": 3}
+        async with p.client.post(p.url + "/v1/messages", json=body) as told:
+            assert (told.status, b"message_stop" in await told.read()) == (200, True)
+        assert len(up.posts) == 1 + len(odd)
+
+
 def test_a_name_that_was_learned_is_not_kept_against_a_refusal() -> None:
     """Nor one that was refused with the other name, too."""
     wire, entry = OpenAIWire(), Entry(Target("p", "m"))

@@ -106,7 +106,8 @@ class Call:
     holds the prompt: never log it."""
     request_id: str
     denied: frozenset[str] = frozenset()
-    """Optional capabilities (``thinking``) that the provider's list says the target lacks."""
+    """What can be done without and the target lacks, says its provider's list (the capability ``thinking``) or its own
+    refusal of this request (the field ``stream_options``)."""
     waits_for_words: bool = False
     """Whether a finish reason without any content does not commit the stream (``fallback_on: [empty]``)."""
     advice: str = ""

@@ -40,8 +40,9 @@ from manallm_proxy.providers.scrub import redact_secrets
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
-RESHAPES: Final = 4
-"""How often one request is sent again in the form that a refusal asks for: servers name one field at a time."""
+RESHAPES: Final = 6
+"""How often one request is sent again in the form that a refusal asks for: servers name one field at a time, and there
+are so many that may be left out or changed."""
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
