@@ -351,6 +351,6 @@ async def test_a_place_that_may_not_be_looked_at_is_told_in_a_line(tmp_path: Pat
         (["init", closed], 1, f"{closed}: cannot be written (File name too long)"),
     ):
         found, output = await run(*command, environ=environ)
-        assert (found, said in output.splitlines()) == (code, True), command  # init says what it finds here, too
+        assert (found, said in output.splitlines()) == (code, True), output  # init says what servers it finds here, too
         assert "Traceback" not in output
     assert "Traceback" not in (await run("models", environ=environ))[1]

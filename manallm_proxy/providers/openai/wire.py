@@ -49,7 +49,7 @@ from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
 """Max models of which it is known what they refuse."""
-REASONING, TOP_K = "reasoning", "top_k"
+REASONING, TOP_K, USAGE = "reasoning", "top_k", "stream_options"
 T = TypeVar("T")
 
 
@@ -83,9 +83,11 @@ class OpenAIWire:
 
     def _chat_request(self, call: Call, entry: Entry) -> Request:
         if self._forces(call):
-            return Request(call.endpoint.path, as_structured_output(call, entry.target.model, self._may_ask(entry)))
+            return Request(
+                call.endpoint.path, as_structured_output(call, entry.target.model, self._may_ask(call, entry))
+            )
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
-        ask = self._may_ask(entry) and streams and not call.summary.wants_usage
+        ask = self._may_ask(call, entry) and streams and not call.summary.wants_usage
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def _renamed(self, call: Call, entry: Entry) -> Call:
@@ -104,8 +106,8 @@ class OpenAIWire:
         call.remarks.append(f"not sent on: {TOP_K}, which the target does not know")
         return without_field(call, TOP_K)
 
-    def _may_ask(self, entry: Entry) -> bool:
-        return self.asks_usage and entry.target.model not in self._strict
+    def _may_ask(self, call: Call, entry: Entry) -> bool:
+        return self.asks_usage and entry.target.model not in self._strict and USAGE not in call.denied
 
     def _forces(self, call: Call) -> bool:
         return self.forces_tools and call.endpoint is Endpoint.CHAT and is_forced(call)
@@ -129,8 +131,6 @@ class OpenAIWire:
             return self._again(silent, entry, without=REASONING)
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
             return self._again(self._without_top_k(sent), entry, without=TOP_K)
-        if self._forces(call):
-            return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self._again(self._renamed(shorter, entry), entry)
         if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
@@ -139,8 +139,7 @@ class OpenAIWire:
             return self._again(without_field(sent, "reasoning_effort"), entry, without="reasoning_effort")
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
             return None
-        content = rewrite(sent.summary, sent.body, entry.target.model)
-        return Request(call.endpoint.path, content, without="stream_options")
+        return self._again(evolve(sent, denied=sent.denied | {USAGE}), entry, without=USAGE)
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model
@@ -150,7 +149,7 @@ class OpenAIWire:
             _remember(self._forgetful, model, None)
         if request.without == TOP_K:
             _remember(self._no_top_k, model, None)
-        if model in self._strict or request.without != "stream_options":
+        if model in self._strict or request.without != USAGE:
             return False
         _remember(self._strict, model, None)
         return True
