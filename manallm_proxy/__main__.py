@@ -28,14 +28,18 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"manallm-proxy {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the proxy")
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        """Adds one. `what` it does stands in the list of all, and above its own options."""
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}")
+
+    serve = command("serve", "run the proxy")
     _config(serve)
     serve.add_argument("--host", type=_host, help="listen on this address instead of the configured one")
     serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
     serve.add_argument("--discover", action="store_true", help="add the model servers that answer on this machine")
     serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
 
-    check = commands.add_parser("check", help="report all mistakes of the configuration")
+    check = command("check", "report all mistakes of the configuration")
     _config(check)
     check.add_argument("--live", action="store_true", help="ask every provider whether it has the models of the chains")
     check.add_argument("--offline-ok", action="store_true", help="with --live: accept what cannot be reached")
@@ -43,36 +47,42 @@ def parser() -> argparse.ArgumentParser:
         "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
     )
 
-    init = commands.add_parser("init", help="write a configuration from what is found here")
+    init = command("init", "write a configuration from what is found here")
     init.add_argument("folder", nargs="?", default="config", metavar="DIR", help="where to (%(default)s)")
     init.add_argument("--force", action="store_true", help="replace files that are there, and keep a copy of them")
 
-    _chat(commands.add_parser("try", help="one chat through a running proxy: does it work?"), "Hello")
-    _chat(commands.add_parser("chat", help="chat through a running proxy"), None)
-    _client(commands.add_parser("models", help="list what a running proxy serves"))
-    status = commands.add_parser("status", help="show the health of a running proxy's providers")
+    _chat(command("try", "one chat through a running proxy: does it work?"), "Hello")
+    _chat(command("chat", "chat through a running proxy"), None)
+    _client(command("models", "list what a running proxy serves"))
+    status = command("status", "show the health of a running proxy's providers")
     status.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
     _client(status)
 
-    explain = commands.add_parser("explain", help="what would happen to a request now, target by target")
-    explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
-    explain.add_argument("--door", help="of a request there, such as responses; else what the alias is for")
+    explain = command("explain", "what would happen to a request now, target by target")
+    explain.add_argument(
+        "model", nargs="?", default="", help="an alias or provider/model; '*': each alias; left out: the default"
+    )
+    explain.add_argument(
+        "--door", metavar="DOOR", help="of a request to this API, such as responses; else what the alias is for"
+    )
     _client(explain)
 
-    requests = commands.add_parser("requests", help="the last requests, and who answered them")
+    requests = command("requests", "the last requests, and who answered them")
     requests.add_argument("id", nargs="?", help="one request, with its attempts")
-    for name in ("alias", "target", "outcome", "key"):
-        requests.add_argument(f"--{name}", help=f"only those of this {name}")
+    requests.add_argument("--alias", help="only those of this alias")
+    requests.add_argument("--target", help="only those of this target, provider/model")
+    requests.add_argument("--outcome", help="only with this outcome (ok, error, client_gone, broken)")
+    requests.add_argument("--key", metavar="NAME", help="only those of the client key of this name")
     requests.add_argument("--limit", default="20", metavar="N", help="how many (%(default)s)")
-    requests.add_argument("--follow", action="store_true", help="go on with those that come, until Ctrl+C")
+    requests.add_argument("--follow", action="store_true", help="go on with those that come, until Ctrl-C")
     _client(requests)
 
-    hash_key = commands.add_parser("hash-key", help="make a client key, and its entry for the configuration")
+    hash_key = command("hash-key", "make a client key, and its entry for the configuration")
     hash_key.add_argument("name", nargs="?", default="someone", help="who will have it (%(default)s)")
 
-    completion = commands.add_parser("completion", help="print what your shell needs to complete these commands")
+    completion = command("completion", "print what your shell needs to complete these commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="source <(manallm-proxy completion bash)")
-    commands.add_parser("schema", help="print a JSON schema of the configuration")
+    command("schema", "print a JSON schema of the configuration")
     return top
 
 

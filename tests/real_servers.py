@@ -13,8 +13,9 @@ ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "exec_command": {"cmd": f"echo {SAID}"},
     "bash": {"command": f"echo {SAID}", "description": "says it"},
     "Bash": {"command": f"echo {SAID}"},
+    "say": {"city": "Bergen"},
 }
-"""By tool that a client brings itself; any other gets a city."""
+"""By tool that a client brings itself, of which some bring others too; any other gets a city."""
 
 
 def _frame(finish: str | None = None, **delta: Any) -> bytes:

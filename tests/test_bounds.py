@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
@@ -24,17 +23,16 @@ from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.openai import bounds, character_counts
 from manallm_proxy.openai.bounds import TooMuch, count_by_characters, count_structure
 from manallm_proxy.openai.request import read_summary
-from manallm_proxy.openai.request_fields import decoded
+from manallm_proxy.openai.request_fields import MOST_TEXTS, decoded
 from manallm_proxy.providers.answer_bounds import refuse_too_much
 from manallm_proxy.providers.native.wire import NativeWire
 from manallm_proxy.providers.openai import stream
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.examples import examples
-from tests.proxy import everything, openai, process, proxy, settings
-from tests.servers import gemini_server, ollama_server
-from tests.stall import peak, raw_post
-from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, upstream
+from tests.proxy import everything, openai, proxy, settings
+from tests.servers import ollama_server
+from tests.upstreams import DONE, Connection, Seen, answers, completion, each, upstream
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:,é\\n'), max_size=12)
 VALUES = st.recursive(
@@ -45,23 +43,25 @@ VALUES = st.recursive(
 
 
 class Counted:
-    """A JSON value, counted in the plain way. A comma of an empty list is none, hence ``elements``."""
+    """A JSON value, counted in the plain way. ``elements``: a comma of an empty list is none; keys and texts twice."""
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.keys = len(value)
         rows = [each for key in value for each in (value[key] if isinstance(value[key], list) else ())]
         self.messages = sum(isinstance(row, dict) for row in rows)
-        self.parts = self.commas = self.depth = 0
+        self.parts = self.commas = self.keys_and_texts = self.depth = 0
         self._add(value, 1)
-        self.elements = self.parts + self.commas
+        self.elements = self.parts + self.commas + self.keys_and_texts
 
     def _add(self, value: Any, level: int) -> None:
         if isinstance(value, dict | list):
             self.parts += 1
             self.commas += max(0, len(value) - 1)
             self.depth = max(self.depth, level)
+            self.keys_and_texts += 2 * len(value) if isinstance(value, dict) else 0
             for each in value.values() if isinstance(value, dict) else value:
                 self._add(each, level + 1)
+        self.keys_and_texts += isinstance(value, str)
 
 
 BOUNDS = ("keys", "messages", "parts", "elements", "depth")
@@ -166,10 +166,10 @@ def test_counting_ends_at_the_bound() -> None:
     with pytest.MonkeyPatch.context() as patch:
         structure = bounds._structure
 
-        def counted(body: bytes) -> Iterator[bytes]:
-            for each in structure(body):
+        def counted(body: bytes) -> Iterator[tuple[bytes, int]]:
+            for each, quotes in structure(body):
                 seen.append(each)
-                yield each
+                yield each, quotes
 
         patch.setattr(bounds, "_structure", counted)
         with pytest.raises(BadResponse, match=r"its answer has more than 200000 objects and lists \(answers\.parts\)"):
@@ -381,129 +381,27 @@ def test_every_way_to_answer_a_stream_has_the_bounds() -> None:
     assert streamed(Endpoint.SPEECH, "audio/mpeg", whole, b" " * 5_000) is None
 
 
-MIB = 2**20
-TEXT = 9 * MIB // 2
-"""Bytes of a long text: more than one call may scan or join (4 MiB), and no more. What is taken beside a multiple of it
-is a megabyte or two at any size, and what a fault takes is a multiple."""
-
-
-@pytest.mark.parametrize("door", ["/v1/chat/completions", "/v1/messages"])
-async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
-    """At most five times its body, or its answer's, of which it takes two."""
-    size = TEXT
-
-    async def large(connection: Connection, seen: Seen) -> None:
-        await connection.reply(msgspec.json.encode(completion("x" * size if b'"large"' in seen.body else "hi")))
-
-    async with upstream(each(large)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
-        port = int(running.url.rpartition(":")[2])
-        for text in ("x" * size, "large"):
-            asked = {
-                "model": "gpu/m",
-                "max_tokens": 9,
-                "stream": False,
-                "messages": [{"role": "user", "content": text}],
-            }
-            with peak(running.pid) as taken:
-                assert (await raw_post(port, door, msgspec.json.encode(asked))).startswith(b"HTTP/1.1 200")
-            assert taken.mib <= 5 * size / MIB
-
-
-def long_turns(door: str) -> list[list[dict[str, Any]]]:
-    """What takes Python four times as much: a long text with an emoji, and a long argument of a tool."""
-    text = "x" * TEXT + "\U0001f600"
-    hi = {"role": "user", "content": "hi"}
-    calls: dict[str, Any] = {"role": "assistant", "content": ""}
-    match door:
-        case "/v1/chat/completions":
-            function = {"name": "f", "arguments": json.dumps({"a": text})}
-            calls["tool_calls"] = [{"id": "c", "type": "function", "function": function}]
-        case "/v1/messages":
-            calls["content"] = [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": text}}]
-        case "/v1/responses":
-            calls = {"type": "function_call", "call_id": "c", "name": "f", "arguments": json.dumps({"a": text})}
-        case "/api/chat":
-            calls["tool_calls"] = [{"function": {"name": "f", "arguments": {"a": text}}}]
-    return [[{"role": "user", "content": text}], [hi, calls, hi]]
-
-
-async def test_the_memory_of_one_request_that_is_translated(tmp_path: Path) -> None:
-    """As much, through each door, and to each kind of provider: what they make of it does not depend on each other.
-
-    Twice or three times the body is taken.
-    """
-    pairs = {"/v1/chat/completions": "lg", "/v1/messages": "o", "/v1/responses": "l", "/api/chat": "g"}
-    async with (
-        upstream(each(answers)) as plain,
-        upstream(each(ollama_server)) as box,
-        upstream(each(gemini_server)) as google,
-    ):
-        providers = {
-            "o": openai(plain.url),
-            "l": {"kind": "ollama", "base_url": box.url},
-            "g": {"kind": "google", "base_url": google.url, "api_key": "a-key-of-google"},
-        }
-        async with process(settings(providers), tmp_path) as running:
-            port = int(running.url.rpartition(":")[2])
-            for door, kinds in pairs.items():
-                for turns in long_turns(door):
-                    key = "input" if door == "/v1/responses" else "messages"
-                    asked = {"model": "?/m", "max_tokens": 9, "stream": False, key: turns}
-                    body = msgspec.json.encode(asked)
-                    for name in kinds:
-                        mine = body.replace(b"?", name.encode(), 1)
-                        with peak(running.pid) as taken:
-                            assert (await raw_post(port, door, mine)).startswith(b"HTTP/1.1 200")
-                        assert taken.mib <= 5 * len(body) / MIB, (door, name, len(turns))
-
-
-async def test_the_memory_of_one_request_that_is_stored(tmp_path: Path) -> None:
-    """Four times, where another provider would take it as it is, in the chain or not: instructions, which are repeated,
-    and a picture."""
-    text = "iVBORw0KGgoA" + "A" * 8 * MIB
-    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{text}"}
-    hi = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
-    async with upstream(each(ollama_server)) as box:
-        providers = {
-            "l": {"kind": "ollama", "base_url": box.url},
-            "native": openai(box.url, speaks=["responses"]),
-        }
-        async with process(settings(providers), tmp_path) as running:
-            port = int(running.url.rpartition(":")[2])
-            told: dict[str, Any] = {"input": [hi], "instructions": text}
-            shown: dict[str, Any] = {"input": [{"role": "user", "content": [picture]}]}
-            for model, more in (
-                ("l/m", told),
-                ("l/m", shown),
-                ("mana/test", told),
-                ("mana/test", {**told, "stream": True}),
-            ):
-                body = msgspec.json.encode({"model": model, **more})
-                with peak(running.pid) as taken:
-                    assert (await raw_post(port, "/v1/responses", body)).startswith(b"HTTP/1.1 200")
-                assert taken.mib <= 4.6 * len(body) / MIB, (model, [*more])
-
-
-async def test_the_memory_of_an_answer_that_is_told_again(tmp_path: Path) -> None:
-    """Through Responses, whose last events repeat all texts: each is made once the one before it has left."""
-    size, piece = 6 * MIB, 16 * 1024
-    thought = json.dumps({"choices": [{"index": 0, "delta": {"reasoning_content": "x" * piece}}]})
-
-    async def thinks(connection: Connection, seen: Seen) -> None:
-        await connection.head()
-        if b'"large"' in seen.body:
-            for _ in range(size // piece // 16):
-                await connection.chunk(f"data: {thought}\n\n".encode() * 16)
-        await connection.chunk(chunk("hi") + chunk(None, finish="stop") + DONE)
-        await connection.end()
-
-    async with upstream(each(thinks)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
-        port = int(running.url.rpartition(":")[2])
-        for asked in ("short", "large"):
-            body = json.dumps({"model": "gpu/m", "stream": True, "input": asked}).encode()
-            with peak(running.pid) as taken:
-                assert (await raw_post(port, "/v1/responses", body)).startswith(b"HTTP/1.1 200")
-        assert taken.mib <= 5 * size / MIB  # three times, and some
+async def test_more_texts_than_anyone_sends(tmp_path: Path) -> None:
+    """Each would become several objects; a provider that takes the request as it is may have them."""
+    many = ["x"] * (MOST_TEXTS + 1)
+    hi = [{"role": "user", "content": "hi"}]
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("/v1/embeddings", "input", {"input": many}),
+        ("/api/embed", "input", {"input": many}),
+        ("/v1/chat/completions", "stop", {"messages": hi, "stop": many}),
+        ("/v1/messages", "stop_sequences", {"messages": hi, "max_tokens": 1, "stop_sequences": many}),
+        ("/api/chat", "options.stop", {"messages": hi, "options": {"stop": many}}),
+    ]
+    async with upstream(each(ollama_server)) as box, upstream(each(answers)) as gpu:
+        providers = {"l": {"kind": "ollama", "base_url": box.url}, "o": openai(gpu.url)}
+        async with proxy(settings(providers), tmp_path) as p:
+            for path, key, fields in asked:
+                status, body, _ = await p.post(path, {"model": "l/m", **fields})
+                assert status == 400, path
+                assert f"'{key}' has 20001 texts; one request may have 20000" in json.dumps(body), path
+            status, _, _ = await p.post("/v1/chat/completions", {"model": "o/m", "messages": hi, "stop": many})
+            assert status == 200
+        assert box.posts == []
 
 
 def test_too_many_calls_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ async def test_a_server_that_does_not_tell_is_treated_as_any_other(lie: bytes, t
         gpu.slow, gpu.ps = set(), lie
         for _ in range(5):
             await p.app.generation.local.boxes.refresh(1.0)
-        assert p.log.getvalue().count("loaded models are not told") == 1
+        assert p.log.getvalue().count("loaded models are not reported") == 1
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         assert [seen.path for seen in gpu.server.posts] == ["/api/chat"]
 
@@ -328,7 +328,7 @@ async def test_a_list_that_hangs_makes_no_request_slower(tmp_path: Path) -> None
         began = asyncio.get_running_loop().time()
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         assert asyncio.get_running_loop().time() - began < 2.0
-        assert p.log.getvalue().count("loaded models are not told") == 1
+        assert p.log.getvalue().count("loaded models are not reported") == 1
         assert (await health_of(p))["targets"]["m"]["loaded"] is None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.__main__ import parser
+from manallm_proxy.cli import client
 from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
@@ -62,7 +63,7 @@ async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> 
         assert (code, output.splitlines()[0]) == (0, "Hello")
         assert gpu.posts[-1].json["messages"][0]["content"] == "from a pipe �"
         code, _, errors = await piped(["chat", "--url", p.url], b" \n")
-        assert (code, errors) == (2, "there is no text to send\n")
+        assert (code, errors) == (2, "there is no text to send: give it as TEXT, or on standard input\n")
 
 
 async def piped(arguments: list[str], text: bytes, folder: Path = ROOT, **environ: str) -> tuple[int | None, str, str]:
@@ -115,12 +116,22 @@ async def test_health_is_a_table(tmp_path: Path) -> None:
         lines = [line.split() for line in output.splitlines()]
         assert lines[0] == [f"127.0.0.1:{p.port}:", "unhealthy"]
         assert lines[1] == ["PROVIDER", "STATUS", "BUSY", "WHY"]
-        assert lines[2][:4] == ["gpu", "unhealthy", "0", "connect_error,"]
+        assert lines[2][:5] == ["gpu", "unhealthy", "0", "connect_error:", "refused,"]
         assert lines[3] == ["groq", "unconfigured", "0", "GROQ_KEY", "is", "not", "set"]
         code, output = await run("status", "--url", p.url, "--json")
         assert (code, json.loads(output)["providers"]["gpu"]["status"]) == (0, "unhealthy")
         code, output = await run("models", "--url", p.url, "--json")
         assert (code, json.loads(output)["data"][0]["id"]) == (0, "mana/test")
+
+
+async def test_a_wide_terminal_shows_whole_reasons(tmp_path: Path) -> None:
+    """They end with the time until which a provider rests; where nothing tells the width it is 80 columns."""
+    name = "a-provider-with-a-long-name-of-its-own"
+    async with proxy(settings({name: openai("http://127.0.0.1:9")}), tmp_path) as p:
+        await p.chat()
+        for columns, ends in (("", "..."), ("140", " UTC")):
+            _, output = await run("status", "--url", p.url, environ={"COLUMNS": columns})
+            assert output.splitlines()[2].endswith(ends)
 
 
 def test_a_table_fits_the_terminal() -> None:
@@ -160,6 +171,23 @@ async def test_a_key_that_is_wanted_is_named(tmp_path: Path, command: list[str])
                 assert (code, output, "MANALLM_API_KEY" in errors, "sk-wrong" in errors) == (1, "", True, False)
             code, _, errors = await piped([*command, "--url", p.url], b"", MANALLM_API_KEY="sk-right")
             assert (code, "admin" in errors) == ((1, True) if command == ["status"] else (0, False))
+
+
+async def test_a_proxy_that_hangs_is_not_said_to_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has to be looked at, and not to be started."""
+
+    async def silent(connection: Connection) -> None:
+        await connection.gone()
+
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    async with upstream(silent) as hangs:
+        with pytest.raises(Failed) as told:
+            await asyncio.to_thread(Client(hangs.url).get, "/v1/health", "show its health")
+    place = f"127.0.0.1:{hangs.port}"
+    assert (
+        str(told.value)
+        == f"what listens at {place} has said nothing for 0.2 s: it hangs (its log says more), or is no proxy"
+    )
 
 
 @every(
@@ -323,6 +351,6 @@ async def test_a_place_that_may_not_be_looked_at_is_told_in_a_line(tmp_path: Pat
         (["init", closed], 1, f"{closed}: cannot be written (File name too long)"),
     ):
         found, output = await run(*command, environ=environ)
-        assert (found, output.splitlines()[-1]) == (code, said), command  # init first says what it finds here
+        assert (found, said in output.splitlines()) == (code, True), output  # init says what servers it finds here, too
         assert "Traceback" not in output
     assert "Traceback" not in (await run("models", environ=environ))[1]

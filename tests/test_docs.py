@@ -29,7 +29,7 @@ from manallm_proxy.cli.check import check
 from tests.command import ROOT, server
 from tests.nginx import EXAMPLE, nginx
 from tests.ollama_box import box
-from tests.ports import free_port
+from tests.ports import free_port, held
 from tests.proxy import Process, process, written
 from tests.supervised import health
 from tests.upstreams import answers, each, upstream
@@ -224,10 +224,11 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
     command.write_text(f'#!/bin/sh\nexec {sys.executable} {ours} "$@"\n')
     command.chmod(0o755)
     models = ["qwen2.5:7b", "qwen2.5:32b"]
+    switched_off = held(free_port())  # a server of another run would answer there
     async with box(*models) as gpu, upstream(each(answers), ["llama-3.1-8b-instant"]) as cloud:
         gpu.put("qwen2.5:7b", 8192)
         gpu.slow.add("qwen2.5:32b")
-        off = f"http://127.0.0.1:{free_port()}"
+        off = f"http://127.0.0.1:{switched_off.getsockname()[1]}"
         names = {
             "http://192.168.1.20:11434": gpu.url,
             "http://192.168.1.30:11434": off,
@@ -239,6 +240,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         environ = {**KEYS, "OLLAMA_URL": off}
         async with process(config, folder, environ) as made.running:
             yield made
+    switched_off.close()
 
 
 def commands(block: Block) -> list[tuple[str, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers import http_provider
+from manallm_proxy.providers.length import cut_to
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.relay import for_target
@@ -44,6 +47,12 @@ async def asked(p: Proxy, most: int, **body: Any) -> None:
     fields = {"model": "p/m", "max_tokens": most, "messages": [USER], "temperature": 0.5, **body}
     code, told, _ = await p.post("/v1/messages", fields)
     assert code == 200, told
+
+
+def wanted_length(catalog: Catalog, call: Call, entry: Entry) -> Any:
+    """The ``max_tokens`` that `entry`'s target gets."""
+    call = for_target(catalog, call, entry)
+    return json.loads(cut_to(call, call.most or 0).body)["max_tokens"]
 
 
 @pytest.mark.parametrize("speaks", [["chat"], ["messages"]])
@@ -101,7 +110,7 @@ def test_a_window_that_the_model_does_not_have() -> None:
     entry, catalog = Entry(Target("p", "m"), options={"num_ctx": 16_384}), Catalog()
     for listed, most in ((0, 16_384), (32_768, 16_384), (4096, 4096)):
         catalog.learn("p", [ModelInfo("m", context_length=listed)])
-        assert most - 20 < json.loads(for_target(catalog, call, entry).body)["max_tokens"] < most
+        assert most - 20 < wanted_length(catalog, call, entry) < most
 
 
 REFUSALS = {
@@ -318,6 +327,30 @@ async def test_a_server_names_one_field_at_a_time(tmp_path: Path) -> None:
             assert up.posts[-1].json == wanted
 
 
+async def test_a_server_that_names_many_fields(tmp_path: Path) -> None:
+    """Each in a refusal of its own, and none twice: what was left out stays out."""
+    odd = {
+        "stream_options": "unknown field: stream_options",
+        OLDER: UNKNOWN["OpenAI"][1]["message"],
+        "top_k": "unknown field: top_k",
+        "reasoning_effort": "Unsupported value: 'reasoning_effort' does not support 'none'",
+    }
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        words = next((words for key, words in odd.items() if key in seen.json), None)
+        if words is None:
+            await answers(connection, seen)
+        else:
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        body = {"model": "p/m", "max_tokens": 9, "messages": [USER], "stream": True}
+        body |= {"thinking": {"type": "disabled"}, "top_k": 3}
+        async with p.client.post(p.url + "/v1/messages", json=body) as told:
+            assert (told.status, b"message_stop" in await told.read()) == (200, True)
+        assert len(up.posts) == 1 + len(odd)
+
+
 def test_a_name_that_was_learned_is_not_kept_against_a_refusal() -> None:
     """Nor one that was refused with the other name, too."""
     wire, entry = OpenAIWire(), Entry(Target("p", "m"))
@@ -348,7 +381,7 @@ def test_the_most_is_the_same_whether_the_prompt_matters_or_not(
     seen = window if num_ctx is None else min(num_ctx, window or num_ctx)
     bounds = [max(seen - len(body) // 3, seen // 4) if seen else 0, most]
     wanted = min([bound for bound in bounds if bound] or [length])
-    assert json.loads(for_target(catalog, call, entry).body)["max_tokens"] == min(length, wanted)
+    assert wanted_length(catalog, call, entry) == min(length, wanted)
 
 
 def test_a_number_of_thousands_of_digits_is_left_to_the_provider() -> None:
@@ -356,4 +389,26 @@ def test_a_number_of_thousands_of_digits_is_left_to_the_provider() -> None:
     body = json.dumps({"model": "p/m", "messages": [USER], "max_tokens": 0}).replace("0}", "9" * 5000 + "}").encode()
     call, _ = MessagesDoor().read(body, Client("1", dialects=frozenset({"messages"})))
     assert call.length is None
-    assert call.cut_to(100) is call
+    assert cut_to(call, 100) is call
+
+
+@pytest.mark.parametrize("speaks", [["chat"], ["messages"]])
+async def test_a_long_request_is_cut_in_a_thread(
+    speaks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of 30 MiB took the loop 3 to 17 ms, the more the longer the machine takes to give new memory."""
+    cut: list[bool] = []
+
+    def noted(call: Call, most: int) -> Call:
+        cut.append(threading.get_ident() == here)
+        return cut_to(call, most)
+
+    here = threading.get_ident()
+    monkeypatch.setattr(http_provider, "cut_to", noted)
+    up = upstream(lists(max_completion_tokens=8192))
+    async with up as server, proxy(settings({"p": openai(server.url, speaks=speaks)}), tmp_path) as p:
+        await until(lambda: any(model.id == "m" for model in p.app.generation.catalog.models("p")))
+        for text in ("hi", "x" * 900_000):
+            await asked(p, 9000, messages=[{"role": "user", "content": text}])
+            assert server.posts[-1].json["max_tokens"] == 8192
+    assert cut == [True, False]

@@ -456,7 +456,7 @@ async def test_what_a_gate_knows_of_the_time_counts_too(rests: list[float | None
         Chain("mana/test", story.entries),
         story.registry,
         "id-1",
-        gate=lambda entry, last: Skip("loading", waits[entry.target.provider]),
+        gate=lambda entry: Skip("loading", waits[entry.target.provider]),
     )
     with pytest.raises(NoProvider) as told:
         await walk.run(story.attempt, "mana/test")

@@ -176,10 +176,14 @@ async def test_a_model_that_writes_text_instead_is_a_failure(tmp_path: Path) -> 
 
 
 async def test_an_openai_compatible_server_may_be_made_to_call(tmp_path: Path) -> None:
-    """``options: {force_tools: schema}``: its format is the call; without it the choice is the server's to heed."""
+    """``options: {force_tools: schema}``: its format is the call; without it the choice is the server's to heed. It is
+    asked again without what it does not know, as for any other request."""
 
     async def server(connection: Connection, seen: Seen) -> None:
         asked = seen.json
+        if "stream_options" in asked:
+            await connection.reply({"error": {"message": "unknown field: stream_options"}}, "400 Bad Request")
+            return
         if "response_format" not in asked:
             await connection.reply(completion())
             return
@@ -209,4 +213,4 @@ async def test_an_openai_compatible_server_may_be_made_to_call(tmp_path: Path) -
         asked = own.posts[0].json
         assert "tools" not in asked and "tool_choice" not in asked
         assert "weather" in asked["messages"][-1]["content"]
-        assert "response_format" not in own.posts[2].json
+        assert "response_format" not in own.posts[-1].json

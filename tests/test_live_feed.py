@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from bench.simulation.virtual_time import run
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Event, HealthChanged, ModelLoad, Reloaded, RequestBegun, RequestEnded
 from manallm_proxy.observe import live_feed
@@ -88,6 +89,27 @@ async def test_above_the_rate_requests_are_only_counted() -> None:
     skipped, request = await reader.next() or []
     assert (skipped.kind, json.loads(skipped.data), request.kind) == ("skipped", {"requests": 20}, "request")
     assert followed == [True, False, True]
+
+
+def test_what_was_left_out_is_told_though_no_request_follows() -> None:
+    """Within about a second: else whoever saw a request begin, and not its end, would take it for one that hangs."""
+
+    async def case() -> None:
+        loop = asyncio.get_running_loop()
+        told = LiveFeed(loop.time)
+        reader = told.subscribe(None, lambda: None)
+        for burst in (20, 30):
+            for _ in range(RATE + burst):
+                told(ended())
+            assert len(await reader.next() or []) == RATE
+            began = loop.time()
+            [skipped] = await reader.next() or []
+            assert (skipped.kind, json.loads(skipped.data)) == ("skipped", {"requests": burst})
+            assert loop.time() - began <= 1.1
+        told.leave(reader)
+        told.close()
+
+    run(case())
 
 
 async def test_what_was_left_out_before_is_not_told_to_who_comes_later() -> None:

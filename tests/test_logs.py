@@ -16,6 +16,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import (
     HostNotAllowed,
     InvalidKey,
@@ -197,6 +198,18 @@ def test_in_a_file_people_get_the_day_too() -> None:
     stream = io.StringIO()
     Logs.open("debug", "human", stream)(ENDED)
     assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ok ", stream.getvalue())
+
+
+def test_for_people_the_default_was_asked_for_only_where_a_request_names_no_model() -> None:
+    """Of one that was refused unread, as without its key, nobody knows the model."""
+    stream = io.StringIO()
+    logs = Logs.open("debug", "human", stream)
+    skipped = evolve(ENDED, requested="", provider=None, attempts=0)
+    logs(evolve(ENDED, requested=""))
+    logs(evolve(skipped, status=503, outcome="error", log=(AttemptRecord("gpu/m", "unhealthy"),)))
+    logs(evolve(skipped, status=401, outcome="error", error="invalid_api_key"))
+    asked = [line.split("  ")[-1].split(" chat/")[0] for line in stream.getvalue().splitlines()]
+    assert asked == ["(default) -> gpu/m", "(default) -> nobody", "- -> nobody"]
 
 
 @pytest.mark.parametrize("form", ["auto", "human", "json"])

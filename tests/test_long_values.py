@@ -34,7 +34,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=12,
 )
-RAISED = Limits(parts=100_000)
+RAISED = Limits(parts=100_000, elements=10**6)
 """Bounds as an operator may set them."""
 JUNK = st.sampled_from([b"", b"", b"", b"", b" ", b",", b"}", b"0", b"\xff", b"\xef\xbb\xbf", b'"messages":[]'])
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from typing import get_args
 
 from manallm_proxy.__main__ import parser
 from manallm_proxy.cli.manual import COMMANDS, CONFIGURATION, command_page, config_page
 from manallm_proxy.config.described import FILES, described
+from manallm_proxy.contract.events import Outcome
 from tests.cases import every
 from tests.command import ROOT
 from tests.needs import require
@@ -31,6 +33,12 @@ def test_each_key_and_each_command_is_in_them() -> None:
     commands = re.findall(r"^    ([a-z-]+)\b", parser().format_help(), re.MULTILINE)
     assert len(commands) > 10
     assert re.findall(r"^\.SS (.*)$", command_page(parser()), re.MULTILINE) == commands
+
+
+def test_options_that_take_one_of_a_few_words_list_them() -> None:
+    """Where the words belong to the proxy that is asked, and so not to the parser."""
+    page = command_page(parser()).replace("\\-", "-")
+    assert f"only with this outcome ({', '.join(get_args(Outcome))})" in page.replace("\n", " ")
 
 
 @every([COMMANDS, CONFIGURATION])

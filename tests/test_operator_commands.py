@@ -15,20 +15,23 @@ LOOP = {"loop": {"kind": "loopback"}}
 
 
 async def test_explain(tmp_path: Path) -> None:
-    """The one that would serve is marked; JSON is the route's own."""
+    """The one that would serve is marked; all aliases by ``*``; JSON is the route's own."""
     providers = {"keyless": openai("http://127.0.0.1:9", api_key="${NOSUCH}"), **LOOP}
-    async with proxy(settings(providers), tmp_path) as p:
+    config = settings(providers)
+    config["aliases"]["mana/two"] = {"chain": ["loop/n"]}
+    each = [
+        *("mana/test: loop/m would serve", "  keyless/m  unconfigured  NOSUCH is not set", "> loop/m     ready"),
+        *("mana/two: loop/n would serve", "> loop/n  ready"),
+    ]
+    async with proxy(config, tmp_path) as p:
         code, output = await run("explain", "mana/test", "--url", p.url)
-        assert (code, output.splitlines()) == (
-            0,
-            [
-                "mana/test: loop/m would serve",
-                "  keyless/m  unconfigured  NOSUCH is not set",
-                "> loop/m     ready",
-            ],
-        )
+        assert (code, output.splitlines()) == (0, each[:3])
         code, output = await run("explain", "--json", "--url", p.url)
         assert (code, json.loads(output)["serves"]) == (0, "loop/m")
+        code, output = await run("explain", "*", "--url", p.url)
+        assert (code, output.splitlines()) == (0, each)
+        code, output = await run("explain", "*", "--json", "--url", p.url)
+        assert (code, [found["model"] for found in json.loads(output)["models"]]) == (0, ["mana/test", "mana/two"])
         code, output = await run("explain", "mana/tset", "--url", p.url)
         assert (code, "Did you mean mana/test?" in output) == (1, True)
 
@@ -48,6 +51,28 @@ async def test_requests(tmp_path: Path) -> None:
         assert (code, [row["id"] for row in json.loads(output)["requests"]]) == (0, [id_])
         code, output = await run("requests", "--outcome", "bad", "--url", p.url)
         assert code == 1 and "client_gone" in output
+
+
+async def test_a_request_that_was_refused_unread_asked_for_nothing(tmp_path: Path) -> None:
+    """Its model is not known: it is not said to be the default one, as that of a request which names none."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        await p.chat(model=None)
+        async with p.client.post(f"{p.url}/v1/chat/completions", data=b"[]") as response:
+            assert response.status == 400
+        _, output = await run("requests", "--url", p.url)
+        first, second = output.splitlines()
+        assert "  (default) -> loop/m  ok" in first and "  - -> nobody  error 400 invalid_request" in second
+
+
+async def test_why_a_provider_is_not_reached_is_said_wherever_it_is_down(tmp_path: Path) -> None:
+    """Refused, no such name, an expired certificate: all are a connect_error, and each is mended elsewhere."""
+    async with proxy(settings({"gpu": openai("http://127.0.0.1:9")}), tmp_path) as p:
+        for _ in range(2):
+            assert (await p.chat())[0] == 503
+        assert '"now":"unhealthy","reason":"connect_error","detail":"refused"' in p.log.getvalue()
+        assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["detail"] == "refused"
+        assert "connect_error: refused, until " in (await run("status", "--url", p.url))[1]
+        assert "connect_error: refused; again in " in (await run("explain", "--url", p.url))[1]
 
 
 async def test_requests_follow(tmp_path: Path) -> None:

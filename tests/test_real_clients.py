@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from tests.native_servers import speaks_messages, speaks_responses
 from tests.needs import require
-from tests.ports import free_port, held
-from tests.proxy import Proxy, alive, openai, proxy, settings
+from tests.open_webui import in_a_chat, open_webui, streamed
+from tests.proxy import Proxy, openai, proxy, settings
 from tests.real_servers import SAID, server
 from tests.sdks import HERE, run
 from tests.upstreams import Connection, Seen, each, upstream
@@ -122,7 +121,7 @@ async def test_opencode(package: str, endpoint: str, base: str, tmp_path: Path) 
     """Through each door that one of its packages speaks."""
     opencode = program("opencode")
     async with served(tmp_path) as p:
-        names = ("mana/test", "mana/dies")  # a break it retries for minutes
+        names = ("mana/test", "mana/dies", "mana/cut")
         provider = {
             "npm": package,
             "options": {"baseURL": p.url + base, "apiKey": "unused"},
@@ -145,6 +144,8 @@ async def test_opencode(package: str, endpoint: str, base: str, tmp_path: Path) 
             assert (code, "Hello" in out) == (0, True), (out, err)
         code, out, err = await ask("mana/test", "use the tool")
         assert f"It says {SAID}." in out, (out, err)
+        code, out, err = await ask("mana/cut", "say hi")
+        assert (code, "the answer broke off" in err) == (1, True), (out, err)
         assert {name for name, _, _ in requests_of(p)} == {endpoint}
 
 
@@ -152,17 +153,18 @@ async def test_continue(tmp_path: Path) -> None:
     """Its cn, on provider openai."""
     cn = program("cn")
     async with served(tmp_path) as p:
-        for model, prompt, wanted in (
-            ("mana/test", "say hi", "Hello"),
-            ("mana/dies", "say hi", "Hello"),
-            ("mana/test", "use the tool", f"It says {SAID}."),
+        for model, prompt, ends, wanted in (
+            ("mana/test", "say hi", 0, "Hello"),
+            ("mana/dies", "say hi", 0, "Hello"),
+            ("mana/test", "use the tool", 0, f"It says {SAID}."),
+            ("mana/cut", "say hi", 1, "the answer broke off"),
         ):
             row = {"name": "t", "provider": "openai", "model": model, "apiBase": f"{p.url}/v1", "apiKey": "unused"}
             config = {"name": "t", "version": "0.0.1", "schema": "v1", "models": [{**row, "roles": ["chat"]}]}
             (tmp_path / "config.yaml").write_text(json.dumps(config))
             command = [cn, "-p", prompt, "--config", str(tmp_path / "config.yaml"), "--allow", "Bash"]
             code, out, err = await said(command, tmp_path, CONTINUE_CLI_ENABLE_TELEMETRY="0")
-            assert (code, wanted in out) == (0, True), (out, err)
+            assert (code, wanted in (err if ends else out)) == (ends, True), (out, err)
         assert {name for name, _, _ in requests_of(p)} == {"chat/completions"}
 
 
@@ -200,56 +202,24 @@ async def test_go(tmp_path: Path) -> None:
     told = {"plain": "Hello", "streamed": "Hello", "dies": "Hello", "cut": ["one", True]}
     assert saw["go-openai"] == {**told, "tool": "say", "models": True}
     asked = ("heartbeat", "version", "list", "show", "ps", "embed")
-    assert saw["ollama"] == {**told, "generate": "Hello", **dict.fromkeys(asked, True)}
+    assert saw["ollama"] == {**told, "tool": f"It says {SAID}.", "generate": "Hello", **dict.fromkeys(asked, True)}
 
 
 @pytest.mark.timeout(400)
 async def test_open_webui(tmp_path: Path) -> None:
-    """Its server, with both connections: OpenAI's and Ollama's."""
+    """Its server, with both connections, OpenAI's and Ollama's: what its API streams, and chats as a page has them."""
     program_ = require(FOLDER / "open-webui" / "bin" / "open-webui", WHY)
-    port = free_port()
-    async with served(tmp_path) as p:
-        environ = {
-            "OPENAI_API_BASE_URLS": f"{p.url}/v1",
-            "OPENAI_API_KEYS": "unused",
-            "OLLAMA_BASE_URLS": p.url,
-            "DATA_DIR": str(tmp_path / "data"),
-            "WEBUI_AUTH": "False",
-            "WEBUI_SECRET_KEY": "unused",
-            "RAG_EMBEDDING_ENGINE": "ollama",  # else it would look for a model at a hub
-            **dict.fromkeys(("OFFLINE_MODE", "HF_HUB_OFFLINE", "DO_NOT_TRACK"), "1"),
-        }
-        command = [str(program_), "serve", "--host", "127.0.0.1", "--port", str(port)]
-        with (tmp_path / "log").open("wb") as log:
-            child = await asyncio.create_subprocess_exec(
-                *command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path), **environ}, stdout=log, stderr=log
-            )
-        try:
-            with held(port):
-                await alive(f"http://127.0.0.1:{port}", 300)  # it reads gigabytes first
-            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-                async with session.post("/api/v1/auths/signin", json={"email": "", "password": ""}) as response:
-                    session.headers["Authorization"] = f"Bearer {(await response.json())['token']}"
-                async with session.get("/api/models") as response:
-                    models = {row["id"]: row["owned_by"] for row in (await response.json())["data"]}
-                assert (models["mana/test"], models["mana/test:latest"]) == ("openai", "ollama")
-                for name, wanted in (("test", "Hello"), ("dies", "Hello"), ("cut", "failed")):
-                    for model in (f"mana/{name}", f"mana/{name}:latest"):
-                        user = {"role": "user", "content": "say hi"}
-                        body = {"model": model, "stream": True, "messages": [user]}
-                        async with session.post("/api/chat/completions", json=body) as response:
-                            lines = [
-                                line for line in (await response.text()).splitlines() if line.startswith("data: {")
-                            ]
-                        rows = [json.loads(line.removeprefix("data: ")) for line in lines]
-                        told = "".join(
-                            row["choices"][0]["delta"].get("content") or "" for row in rows if row.get("choices")
-                        )
-                        errors = "".join(row["error"]["message"] for row in rows if "error" in row)
-                        assert wanted in (errors if name == "cut" else told), rows
-        finally:
-            child.terminate()
-            await child.wait()
+    async with served(tmp_path) as p, open_webui(program_, tmp_path, p.url) as session:
+        async with session.get("/api/models") as response:
+            models = {row["id"]: row["owned_by"] for row in (await response.json())["data"]}
+        assert (models["mana/test"], models["mana/test:latest"]) == ("openai", "ollama")
+        for ending in ("", ":latest"):
+            for name in ("test", "dies"):
+                assert await streamed(session, f"mana/{name}{ending}", "say hi") == ("Hello", "")
+            assert "failed" in (await streamed(session, f"mana/cut{ending}", "say hi"))[1]
+            told = await in_a_chat(session, f"mana/test{ending}", "use the tool")
+            assert (told["content"], told.get("error")) == (f"It says {SAID}.", None)
+            assert (await in_a_chat(session, f"mana/cut{ending}", "say hi"))["error"]
         used = {name for name, _, _ in requests_of(p)}
     assert used == {"chat/completions", "api/chat"}
 

@@ -228,7 +228,7 @@ async def test_a_full_server_is_told_and_read_on(tmp_path: Path) -> None:
         await until(lambda: not answers._writing)
         assert (await answers.find(KEY)) is not None
         assert await answers.find(b"\1" * 32) is None
-        assert seen == [StateChanged("redis", is_well=False, detail="refuses what it is told (OOM)")]
+        assert seen == [StateChanged("redis", is_well=False, detail="refuses our commands (OOM)")]
         await closed(answers)
 
 

@@ -122,7 +122,7 @@ async def test_filters(tmp_path: Path) -> None:
             ("alias=mana/nosuch", "alias", "mana/test"),
             ("target=nosuch/m", "target", "loop"),
             ("target=loop", "target", "provider/model"),
-            ("key=nobody", "key", "none is configured"),
+            ("key=nobody", "key", "nothing can be picked by 'key': none is configured"),
             ("limit=0", "limit", "1000"),
             ("limit=1001", "limit", "1000"),
             ("limit=x", "limit", "1000"),

@@ -379,7 +379,7 @@ async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_pa
             redis.client().config_set("maxmemory", 1)
             codes = [(await ask(one))[0] for _ in range(12)]
             assert codes == sorted(codes) and 8 <= codes.count(200) <= 11 and not shared(one).is_on
-            assert one.log.getvalue().count("refuses what it is told (OOM)") == 1
+            assert one.log.getvalue().count("refuses our commands (OOM)") == 1
             redis.client().config_set("maxmemory", 0)
             await settled(one)
             assert told(redis)["du"] == len(cloud.posts) * 5 * 10**8

@@ -253,8 +253,8 @@ def test_a_trial_is_taken_back_while_it_may_wait() -> None:
                 await asyncio.sleep(seconds)
                 return Answer(None, Usage(100, 10))
 
-            gates = local.gates(call, Chain("mana/m", (entry, other)))
-            assert gates.gate(entry, False) is None
+            gates = local.gates(call, Chain("mana/m", (entry, other)), lambda target: True)
+            assert gates.gate(entry) is None
             return await gates.in_turn(ask)(entry)
 
         await asked(2.0)

@@ -162,6 +162,10 @@ async def test_in_a_browser(tmp_path: Path) -> None:
             await page.value("document.querySelector('#requests summary').click()")
             await page.until("document.querySelectorAll('#requests .line-of').length == 2")
             await page.until("document.querySelector('#requests .open').innerText.includes('served')")
+            edges = (
+                "[...document.querySelectorAll('#requests .track')].map((each) => each.getBoundingClientRect().left)"
+            )
+            assert len(set(await page.value(edges))) == 1  # all on one axis, whatever became of them
             assert await page.value("document.title") == "manallm-proxy"
             assert await page.value("document.querySelectorAll('img, main script, iframe').length") == 0
             assert "<script>" in await page.text()
@@ -175,6 +179,22 @@ async def test_in_a_browser(tmp_path: Path) -> None:
                     await page.picture(Path(PICTURES) / f"{width}-{'dark' if dark else 'light'}.png")
             assert page.problems == []
             assert {each.startswith(p.url) for each in page.asked} == {True}
+
+
+@pytest.mark.built_in
+async def test_a_request_that_failed_opens_too(tmp_path: Path) -> None:
+    """Those are the ones that are looked up: to its attempts and its error, in the list and after a chat was tried."""
+    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, chromium() as page:
+        async with proxy(settings({"bad": openai(bad.url)}, ["bad/m"]), tmp_path) as p:
+            assert (await p.chat())[0] == 503
+            await page.open(p.url)
+            await page.until("document.querySelectorAll('#requests > li').length == 1")
+            await page.value("document.querySelector('#requests summary').click()")
+            await page.until("document.querySelectorAll('#requests .line-of').length == 1")
+            opened = await page.value("document.querySelector('#requests .open').innerText")
+            assert "http 5xx" in opened and "no_healthy_provider" in opened
+            await page.value("document.getElementById('send').click()")
+            await page.until("document.getElementById('walk').innerText.includes('http 5xx')")
 
 
 @pytest.mark.built_in

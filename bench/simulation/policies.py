@@ -110,7 +110,7 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
         box.asked[id_] = cloud.asked[id_] = asked
         summary = RequestSummary("mana/day", True, False, frozenset(), {})
         call = Call(Endpoint.CHAT, summary, bytes(asked.prompt * BYTES_PER_TOKEN), id_)
-        visit = local_providers.gates(call, chain)
+        visit = local_providers.gates(call, chain, registry.may_pass)
 
         async def ask(entry: Entry) -> relay.Opened:
             return await relay.open_stream(providers[entry.target.provider], catalog, call, entry)

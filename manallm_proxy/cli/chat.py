@@ -43,7 +43,7 @@ def chat(url: str | None, model: str | None, text: str | None, as_json: bool, en
         except (OSError, AttributeError):
             text = ""
     if not text.strip():
-        raise Failed("there is no text to send", 2)
+        raise Failed("there is no text to send: give it as TEXT, or on standard input", 2)
     heard = ChatResult(time.monotonic())
     response = ask(client, [{"role": "user", "content": text}], model)
     for part in parts(response, heard):

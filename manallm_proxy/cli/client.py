@@ -107,10 +107,20 @@ class Client:
         headers = {"Content-Type": "application/json", "Accept": "*/*"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
+        seconds = timeout or (ANSWER_TIMEOUT if method == "POST" else TIMEOUT)
+        connection = self._connection(seconds)
         try:
-            connection = self._connection(timeout or (ANSWER_TIMEOUT if method == "POST" else TIMEOUT))
+            connection.connect()
             connection.request(method, self._prefix + path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
+        except TimeoutError as error:
+            if connection.sock is None:
+                raise self._absent(error) from None
+            connection.close()
+            raise Failed(
+                f"what listens at {self.place} has said nothing for {seconds:g} s: "
+                "it hangs (its log says more), or is no proxy"
+            ) from None
         except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise self._absent(error) from None
         if response.status in (401, 403) and (code := _code(response)) != "model_not_allowed":
@@ -130,7 +140,7 @@ class Client:
 
     def _key_advice(self, code: str) -> str:
         if code == "admin_only":
-            return f"the key in {KEY} is none for operators (admin: true)"
+            return f"the key in {KEY} is not an operator's: its entry needs admin: true"
         return f"it does not know the key in {KEY}" if self.key else f"it wants a key: set {KEY}"
 
     def _absent(self, error: Exception) -> Failed:

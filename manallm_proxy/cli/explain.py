@@ -13,12 +13,12 @@ USUAL: Final = "chat/completions"
 
 
 def explain(url: str | None, model: str, door: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
-    """Prints the explanation. Raises Failed, also if the proxy knows no such `model` or `door`."""
+    """Prints the explanation; `model` ``*``: of each alias. Raises Failed, also for an unknown `model` or `door`."""
     query = {"model": model} | ({"door": door} if door is not None else {})
     client = Client.find(url, environ)
     found = OperatorClient(client).get("/v1/explain", query)
     with client.reading():
-        shown = lines(found)
+        shown = [line for each in found.get("models", [found]) for line in lines(each)]
     print(json.dumps(found) if as_json else "\n".join(shown))
     return 0
 

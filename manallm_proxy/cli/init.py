@@ -136,6 +136,7 @@ def _proxy(servers: Sequence[Named], around: ScanResult, shipped: Config) -> str
     for each in servers:
         found, models = each.server.found, each.server.models
         url = _ollama_url(found.base_url) if each.name == "ollama" else f"    base_url: {_yaml(found.base_url)}\n"
+        url += _LOCAL if found.kind == "ollama" else ""
         count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
         blocks.append(f"  {each.name}:{' ' * (33 - len(each.name))}# found, {count}\n    kind: {found.kind}\n{url}")
     for name, cloud in shipped.providers.items():
@@ -204,9 +205,13 @@ def _is_sentence(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z][A-Za-z0-9 ,&;-]*", text) is not None
 
 
+_LOCAL: Final = (
+    "    # local: true                   # on hardware of your own: its loads are watched, its queue is here\n"
+)
+
 PROXY: Final = """\
 # Where the proxy listens, and which providers it calls. Written by `manallm-proxy init`; change what you like.
-# Every key there is, with its default: config/proxy.yaml of the source, examples/proxy.yaml of the installed package.
+# Every key there is, with its default: man manallm-proxy.yaml, or config/proxy.yaml of the source.
 # All mistakes at once: manallm-proxy check --live
 
 listen:

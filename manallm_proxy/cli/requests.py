@@ -51,7 +51,7 @@ def _follow(client: OperatorClient, filters: Mapping[str, str], as_json: bool) -
 
 def line(row: Mapping[str, Any]) -> str:
     """One request, for people."""
-    asked = clean(row["model"] or "(default)")
+    asked = clean(row["model"] or ("(default)" if row["alias"] else "-"))  # "-": refused before its body was read
     outcome = "ok" if row["outcome"] == "ok" else f"{row['outcome']} {row['status']} {row['error'] or ''}".rstrip()
     passed = f", {row['passed']} passed" if row["passed"] else ""
     target = clean(row["target"] or "nobody")

@@ -14,6 +14,7 @@ from typing import Any, Final
 from manallm_proxy.cli.client import Client, Failed, clean, colours
 
 WIDTH: Final = 80
+"""Columns where neither a terminal nor ``$COLUMNS`` tells how many there are."""
 PAUSE: Final = 2.0
 """Seconds between two updates."""
 HOME, REST_OF_LINE, REST = "\033[H", "\033[K", "\033[J"
@@ -59,7 +60,8 @@ def _shown(client: Client, as_json: bool, environ: Mapping[str, str]) -> str:
         return json.dumps(report, indent=2)
     shown = [f"{client.place}: {clean(report.get('status'))}"]
     coloured = colours(environ)
-    for line, row in zip(table(rows), rows, strict=True):
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
+    for line, row in zip(table(rows, width), rows, strict=True):
         word = row[1]
         known = coloured and word.islower()
         shown.append(line.replace(word, f"\033[{_COLOURS.get(word, '33')}m{word}\033[0m", 1) if known else line)
@@ -76,10 +78,18 @@ def _rows(providers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _why(row: Mapping[str, Any]) -> str:
-    if row.get("status") == "healthy":
-        return ""
-    until = row.get("cooling_until") or row.get("unhealthy_until")
-    parts = [row.get("reason"), row.get("last_error"), f"until {until[11:19]} UTC" if until else None]
+    """What is wrong, and until when; then what a box says of a model."""
+    parts: list[str | None] = []
+    if row.get("status") != "healthy":
+        until = row.get("cooling_until") or row.get("unhealthy_until")
+        error = ": ".join(str(part) for part in (row.get("last_error"), row.get("detail")) if part)
+        parts = [row.get("reason"), error, f"until {until[11:19]} UTC" if until else None]
+    if row.get("loading"):
+        parts.append("loading")
+    elif row.get("loaded") is not None:
+        parts.append("loaded" if row["loaded"] else "not loaded")
+    if row.get("queue"):
+        parts.append(f"a queue of {row['queue']}, expected wait {row.get('expected_wait')} s")
     return ", ".join(clean(part, None) for part in parts if part)
 
 

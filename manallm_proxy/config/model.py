@@ -81,8 +81,8 @@ class Limits:
     """Max objects in the top-level lists of a request: messages, or tools."""
     parts: Count = 40_000
     """Objects and lists in all."""
-    elements: Count = 400_000
-    """Values in all."""
+    elements: Count = 350_000
+    """Values in all; a text counts twice, and so does a key, since they take the memory of several numbers."""
     depth: Count = 256
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0

@@ -30,7 +30,7 @@ class AnswerLimits:
     parts: int = 200_000
     """Max objects and lists of a whole answer, or of one event."""
     elements: int = 16_000_000
-    """Max values of any kind; the default holds 20,000 vectors of 768 numbers."""
+    """Max values of any kind, texts and keys twice; the default holds 20,000 vectors of 768 numbers."""
     depth: int = 256
     calls: int = 2000
     """Tool calls in all, where they are translated: each becomes several objects, which are written at once."""

@@ -83,6 +83,8 @@ class HealthChanged:
     was: Status
     now: Status
     reason: str | None
+    detail: str | None = None
+    """Why the provider could not be reached, such as ``refused``, if that is the reason and this process saw it."""
 
 
 @frozen

@@ -12,7 +12,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from attrs import evolve, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
@@ -106,7 +106,8 @@ class Call:
     holds the prompt: never log it."""
     request_id: str
     denied: frozenset[str] = frozenset()
-    """Optional capabilities (``thinking``) that the provider's list says the target lacks."""
+    """What can be done without and the target lacks, says its provider's list (the capability ``thinking``) or its own
+    refusal of this request (the field ``stream_options``)."""
     waits_for_words: bool = False
     """Whether a finish reason without any content does not commit the stream (``fallback_on: [empty]``)."""
     advice: str = ""
@@ -139,6 +140,8 @@ class Call:
     cuts_length: bool = False
     """Whether ``max_tokens`` may be reduced to what the target can give: in the client's API it is required, so
     clients send some large number."""
+    most: int | None = None
+    """The number of tokens to reduce it to, once the provider writes its request."""
     headers: Mapping[str, str] = field(default=_NONE, repr=False)
     """To be sent along."""
     response_fields: Mapping[str, bytes] = _NONE
@@ -174,20 +177,10 @@ class Call:
         span = self.summary.spans.get("max_tokens") if self.cuts_length else None
         digits = self.body[slice(*span)] if span is not None else b""
         if not digits.isdigit():
-            digits = digits.rstrip(b" ")  # which `cut_to` has put there
+            digits = digits.rstrip(b" ")  # in place of the digits of a larger number
             if not digits.isdigit():
                 return None
         return int(digits) if len(digits) <= _LONGEST_NUMBER else None
-
-    def cut_to(self, most: int) -> Call:
-        """The same call with ``max_tokens`` reduced to `most`. All other bytes keep their positions."""
-        length = self.length
-        if length is None or not 0 < most < length:
-            return self
-        start, end = self.summary.spans["max_tokens"]
-        self.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
-        digits, body = b"%d" % most, memoryview(self.body)  # which is copied once, though it may be long
-        return evolve(self, body=b"".join((body[:start], digits.ljust(end - start), body[end:])))
 
     def forget(self) -> list[Any]:
         """Drops the request itself, once a target has answered, and so no other one will be asked. Returns what was

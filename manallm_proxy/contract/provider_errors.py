@@ -10,7 +10,7 @@ In addition to what the caller reads, each error knows
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from manallm_proxy.contract.errors import ProxyError
 
@@ -73,6 +73,12 @@ class ProviderError(ProxyError):
     def error_type(self) -> str:
         """The reason as metrics and attempt log show it: one of a bounded set, whatever a provider sends."""
         return self.reason
+
+
+UNKNOWN_HOST: Final = "dns"
+NO_TLS: Final = "tls: handshake failed"
+NOT_TRUSTED: Final = "tls: "
+"""Details of `ConnectFailed` whose mend is another than for a server that is down; the last one goes on with why."""
 
 
 class ConnectFailed(ProviderError):

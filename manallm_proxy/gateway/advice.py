@@ -1,6 +1,6 @@
 """Explains why providers did not serve, and how to fix it: for the 503, for loopback's answer, for the start screen.
 
-The texts name addresses and models, so they are for the operator only: if client keys exist, clients do not get them.
+Most texts name addresses and models, so they are for the operator only: if client keys exist, clients do not get them.
 """
 
 from __future__ import annotations
@@ -9,15 +9,34 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from manallm_proxy.config.model import ProviderConfig
-from manallm_proxy.contract.attempts import AttemptRecord
+from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import NO_TLS, NOT_TRUSTED, UNKNOWN_HOST, MissingModel
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.client_keys import Caller
+from manallm_proxy.gateway.generation import LATEST, Generation
 from manallm_proxy.routing.catalog import short_name
 from manallm_proxy.routing.circuit import NO_MODEL
 
 NAMED_LIMIT: Final = 5
 """Max models that a sentence lists."""
 UNREACHED: Final = frozenset({"connect_error", "connect_timeout"})
+
+
+def add_advice(error: ProxyError, generation: Generation, chain: Chain, asked: str, caller: Caller | None) -> None:
+    """Adds to the message of `error` what mends it: a 503 for the operator, a wrong name for everyone.
+
+    `asked`: the model as the request names it.
+    """
+    if isinstance(error, NoProvider):
+        if error.status == 503 and caller is None:
+            error.message = f"{error.message}. {advice(generation, chain, error.attempts)}"
+    elif isinstance(error, MissingModel) and chain.alias is None and "/" not in asked:
+        meant = f"{generation.config.alias_prefix}{asked.removesuffix(LATEST)}"
+        known = meant in generation.config.aliases and (caller is None or generation.may_use(caller, meant))
+        where = f"a name without a provider is looked for at {chain.entries[0].target.provider}"
+        error.message += f". Did you mean {meant}?" if known else ""
+        error.message += f" ({where}; GET /v1/models lists what is served here)"
 
 
 def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord]) -> str:
@@ -40,10 +59,20 @@ def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord
 def unreached(provider: ProviderConfig, reason: str | None, detail: str | None = None) -> str:
     """``nothing answers at http://127.0.0.1:11434 (refused): 'ollama serve' starts it, or correct base_url``."""
     why = detail or ("no answer in time" if reason == "connect_timeout" else "no connection")
-    if provider.base_url is None:
+    url = provider.base_url
+    if url is None:
         return f"it cannot be reached ({why})"
+    if provider.proxy is not None:  # which may be what is wrong; it may hold a password
+        return f"no connection to {url} through its forward proxy ({why}): correct `proxy`, or base_url"
+    if why == UNKNOWN_HOST:
+        return f"the host name in {url} cannot be looked up: correct base_url, or mend this machine's DNS"
+    if why == NO_TLS:
+        return f"what answers at {url} speaks no TLS: correct base_url, which may have to begin with http://"
+    if why.startswith(NOT_TRUSTED):
+        mend = "renew it, or have this machine trust its authority"
+        return f"the TLS certificate of {url} is not trusted ({why.removeprefix(NOT_TRUSTED)}): {mend}"
     start = "'ollama serve' starts it" if provider.kind == "ollama" else "start it"
-    return f"nothing answers at {provider.base_url} ({why}): {start}, or correct base_url"
+    return f"nothing answers at {url} ({why}): {start}, or correct base_url"
 
 
 def missing(generation: Generation, wish: str, provider: ProviderConfig) -> str | None:

@@ -13,7 +13,6 @@ from functools import partial
 from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import (
@@ -31,7 +30,7 @@ from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.contract.tracebacks import clear_tracebacks
-from manallm_proxy.gateway.advice import advice
+from manallm_proxy.gateway.advice import add_advice
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.cache_step import CacheStep, response_of
 from manallm_proxy.gateway.client_keys import Caller
@@ -268,8 +267,8 @@ class Exchange:
         """Reports `error` to the client: in-band if a stream has begun, by `reply` or its own; else by status."""
         clear_tracebacks(error)
         self._reply = reply or self._reply
-        if isinstance(error, NoProvider) and error.status == 503 and self.walk is not None and self.caller is None:
-            error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
+        if self.walk is not None and self._summary is not None:
+            add_advice(error, self.generation, self.walk.chain, self._summary.model, self.caller)
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
         if self._response is not None:  # its head has been sent: no second answer may follow

@@ -18,6 +18,7 @@ from manallm_proxy.openai.request import EMBEDDING
 from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
+from manallm_proxy.routing.local_providers import is_last
 
 DOORS: Final[dict[str, Endpoint]] = {
     **{endpoint.path: endpoint for endpoint in Endpoint if endpoint is not Endpoint.COUNT_TOKENS},
@@ -66,7 +67,11 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
-    def gate(entry: Entry, last: bool) -> Skip | None:
+    def may_be_tried(entry: Entry) -> bool:
+        return generation.registry.may_pass(entry.target) and expense.known_refusal(entry) is None
+
+    def gate(entry: Entry) -> Skip | None:
+        last = is_last(entry, capable, may_be_tried)
         return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
     able = set(map(id, capable))
@@ -76,7 +81,7 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
         if id(entry) not in able:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}
-        return _row(generation, entry, walk.refusal(entry, is_last=entry is capable[-1]))
+        return _row(generation, entry, walk.refusal(entry))
 
     rows = [row(entry) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
@@ -99,7 +104,7 @@ def _unable(generation: Generation, entry: Entry, endpoint: Endpoint) -> str:
 def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:
     target = entry.target
     price = generation.price_of(entry)
-    detail = _remark(generation, target) if skip is None else _why(generation, target, skip)
+    detail = _remark(generation, entry) if skip is None else _why(generation, target, skip)
     reason = skip.reason if skip is not None else None
     again_in = skip.again_in if skip is not None else None
     again = round(again_in, 1) if again_in is not None else None
@@ -118,18 +123,28 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
     if skip.detail and (skip.again_in is None or skip.reason in ("saturated", "budget")):
         return skip.detail
     known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
-    cause = skip.detail or next((c.last_error for c in known if c.is_open and c.last_error), None)
+    blamed = next((circuit for circuit in known if circuit.is_open and circuit.last_error), None)
+    cause = skip.detail or (blamed.last_error if blamed is not None else None)
+    if blamed is health.provider and not skip.detail and health.unreached_why:
+        cause = f"{cause}: {health.unreached_why}"
     when = f"again in {skip.again_in:.0f} s" if skip.again_in is not None else "another request is trying it now"
     return f"{cause}; {when}" if cause else when
 
 
-def _remark(generation: Generation, target: Target) -> str | None:
+def _remark(generation: Generation, entry: Entry) -> str | None:
     """What an operator should know of a target that would be asked, if anything."""
+    target, now = entry.target, generation.registry.clock()
     health = generation.registry.providers[target.provider]
     circuits = (health.provider, health.targets.get(target.model))
     half_open = any(circuit is not None and circuit.is_open for circuit in circuits)
     if half_open:
         return "its rest is over: the next request is its trial"
+    box, queue = generation.local.boxes.boxes.get(target.provider), generation.local.queues.get(target.provider)
+    if box is not None and box.residency.is_loaded(entry, now) is False:
+        return "not loaded yet: a request waits for it"
+    if queue is not None and (waiting := queue.line.of(target.model).waiting):
+        wait = queue.line.expected_wait(queue.line.of(target.model), now)
+        return f"a queue of {len(waiting)}, expected wait {wait:.1f} s"
     lists = generation.config.providers[target.provider].kind != "loopback" and generation.catalog.knows(
         target.provider
     )

@@ -177,6 +177,8 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     row["in_flight"] = health.in_flight
     if missing := generation.config.providers[name].api_key_missing:
         row["reason"] = missing
+    if why := health.unreached_why:
+        row["detail"] = why
     return row
 
 

@@ -56,6 +56,7 @@ def one_of(query: Mapping[str, str], name: str, allowed: Collection[str]) -> Non
 
 def _refuse(name: str, what: str, allowed: Collection[str]) -> None:
     names = list(allowed)
+    if not names:
+        raise InvalidRequest(f"nothing can be picked by '{name}': none is configured", param=name)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    listed = ", ".join(names[:SHOWN]) or "none is configured"
-    raise InvalidRequest(f"'{name}' is {what}: {listed}{more}", param=name)
+    raise InvalidRequest(f"'{name}' is {what}: {', '.join(names[:SHOWN])}{more}", param=name)

@@ -78,17 +78,21 @@ def plan_request(generation: Generation, call: Call, caller: Caller | None, chai
     ordered, boxes = chain, generation.local.boxes
     if boxes.boxes and (ordered := boxes.slow_last(chain)) is not chain:
         call.remarks.append("degraded_cpu: tried last")
-    gates = generation.local.gates(call, ordered)
+    gates = generation.local.gates(call, ordered, generation.registry.may_pass)
     expense = expense_of(generation, call, caller, ordered)
     gate = gates.gate if expense is None or not expense.accounts else _both(gates, expense)
     return RequestPlan(generation, Walk(ordered, generation.registry, call.request_id, gate), gates, expense)
 
 
-def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
-    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing."""
+def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry], Skip | None]:
+    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing.
 
-    def gate(entry: Entry, last: bool) -> Skip | None:
-        return expense.refusal(entry) or gates.gate(entry, last) or expense.gate(entry)
+    `gates` count an unaffordable target as one that cannot be tried.
+    """
+    gates.too_dear = expense.refusal
+
+    def gate(entry: Entry) -> Skip | None:
+        return expense.refusal(entry) or gates.gate(entry) or expense.gate(entry)
 
     return gate
 

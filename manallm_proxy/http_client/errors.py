@@ -13,6 +13,9 @@ import ssl
 import aiohttp
 
 from manallm_proxy.contract.provider_errors import (
+    NO_TLS,
+    NOT_TRUSTED,
+    UNKNOWN_HOST,
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -50,11 +53,11 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
     """
     match error:
         case aiohttp.ClientConnectorDNSError():
-            return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
+            return ConnectFailed(f"{name}: its host name cannot be looked up", detail=UNKNOWN_HOST)
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLError():
             return connect_error(error, name)
         case aiohttp.ClientConnectorSSLError():
-            return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
+            return ConnectFailed(f"{name}: no TLS is spoken there", detail=NO_TLS)
         case aiohttp.ClientHttpProxyError() if error.status == 407:
             return ProxyRefused(name)
         case aiohttp.ClientConnectorError():
@@ -86,12 +89,14 @@ def connect_error(error: BaseException, name: str) -> ConnectFailed | ResourcesE
     """Our error for `error`, raised by connecting to provider `name`."""
     match error:
         case socket.gaierror():
-            return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
+            return ConnectFailed(f"{name}: its host name cannot be looked up", detail=UNKNOWN_HOST)
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             verdict = _verdict(error)
-            return ConnectFailed(f"{name}: its TLS certificate is not trusted: {verdict}", detail=f"tls: {verdict}")
+            return ConnectFailed(
+                f"{name}: its TLS certificate is not trusted: {verdict}", detail=f"{NOT_TRUSTED}{verdict}"
+            )
         case ssl.SSLError():
-            return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
+            return ConnectFailed(f"{name}: no TLS is spoken there", detail=NO_TLS)
         case _:
             number = getattr(error, "errno", None) or 0
             if (lack := _NOTHING_LEFT.get(number)) is not None:

@@ -93,10 +93,11 @@ class OneTaskHandler(RequestHandler):
     Whoever makes one limits the wait for the first request, and sets `_idle`, which ends the wait for another.
     """
 
-    __slots__ = ("_idle", "_is_left")
+    __slots__ = ("_idle", "_is_left", "broke_off")
     _idle: Deadlines[Any]
     _is_left: bool
     """Whether aiohttp's `start` handles the rest of the connection: it waits for requests only."""
+    broke_off: bool  # whether its last answer did
 
     # what aiohttp asks the transport for each connection, for properties of requests that nobody reads here
     ssl_context = None
@@ -110,7 +111,7 @@ class OneTaskHandler(RequestHandler):
         """
         assert self._manager is not None
         self.transport = cast(asyncio.Transport, transport)
-        self._is_left = False
+        self._is_left = self.broke_off = False
         self._manager.connection_made(self, self.transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -171,8 +172,7 @@ class OneTaskHandler(RequestHandler):
                     break
             if not self._force_close:
                 self._task_handler = None
-                if self.transport is not None:
-                    self.transport.close()
+                self.close()
         except asyncio.CancelledError:
             self.force_close()
             raise

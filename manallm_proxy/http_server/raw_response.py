@@ -6,13 +6,15 @@ whole answer and a stream, are fixed. Whether the connection is kept alive is st
 
 from __future__ import annotations
 
+from typing import cast
+
 from aiohttp import HttpVersion10
 from aiohttp.helpers import rfc822_formatted_time
 
 from manallm_proxy.contract.http_chunks import framed
 from manallm_proxy.contract.spliced import Part
 from manallm_proxy.http_server import web
-from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent, version_of
+from manallm_proxy.http_server.aiohttp_internals import OneTaskHandler, mark_answered, mark_sent, version_of
 
 LAST_CHUNK = b"0\r\n\r\n"
 COPIED = 64 * 1024
@@ -78,14 +80,15 @@ class RawResponse(web.StreamResponse):
         self.put(data, last=last)
 
     def break_off(self, data: bytes) -> None:
-        """Writes `data` as the last part, and closes the connection (FIN) without the terminating chunk.
+        """Writes `data` as the last part; the connection is closed (FIN) a moment later, without the terminating chunk.
 
         Some clients (langchain4j 1.19) take a cleanly ended chunked body for a complete answer, whatever its last
-        event says.
+        event says; others do not hear an event that comes with the FIN.
         """
         self.put_part(data)
         self.ended = True
         mark_sent(self, keep_alive=False)
+        cast(OneTaskHandler, self._request.protocol).broke_off = True
 
     async def drain(self) -> None:
         """Waits until the transport's buffer is low. Raises ConnectionResetError if the client left."""

@@ -4,7 +4,8 @@
 2. Each reader has a bounded queue. A reader that does not keep up is dropped, never waited for.
 3. The latest events are kept, so that a reader that reconnects continues where it was. They are dropped `LINGER`
    seconds after the last reader has left; ids from before are then as unknown as those of another proxy.
-4. At most `RATE` requests a second are shown; the others are only counted, since nobody can read faster.
+4. At most `RATE` requests a second are shown; the others are only counted, since nobody can read faster. Their number
+   is reported when the second is over, whether another request follows or not.
 5. Several workers: while one of them has readers, all exchange their events and keep them (``share``), so that a
    reader may reconnect to any of them.
 """
@@ -36,6 +37,7 @@ from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
 Kind = Literal["request", "health", "load", "reload", "reset", "skipped"]
 LINGER: Final = 60.0
 RATE: Final = 50
+SECOND: Final = 1.0
 KEPT: Final = 500
 """Latest events that are kept for a reader that reconnects."""
 OVERLAP: Final = 2.0
@@ -162,6 +164,7 @@ class LiveFeed:
     _shown: int = 0
     """Requests shown in this second; ``_skipped``: those that were not."""
     _skipped: int = 0
+    _end_of_second: asyncio.TimerHandle | None = None
 
     def __call__(self, event: Event) -> None:
         if not (self._listening or self.elsewhere):  # without a call, since this runs for every request
@@ -216,9 +219,10 @@ class LiveFeed:
 
     def close(self) -> None:
         """The process drains: every reader comes to its end."""
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        for timer in (self._linger, self._end_of_second):
+            if timer is not None:
+                timer.cancel()
+        self._linger = self._end_of_second = None
         for reader in self.readers:
             reader.end()
 
@@ -258,17 +262,30 @@ class LiveFeed:
         """Whether `event` is shown. Above the rate, beginnings of requests are not even reported (``follow``)."""
         if not isinstance(event, RequestBegun | RequestCommitted | RequestEnded):
             return True
-        second = int(self.clock())
-        if second != self._second:
-            skipped, self._second, self._shown, self._skipped = self._skipped, second, 0, 0
-            if skipped:
-                self.follow(True)
-                self.publish("skipped", msgspec.json.encode({"requests": skipped}).decode())
+        self._begin_second()
         if isinstance(event, RequestEnded):
             self._shown += 1
         if self._shown <= RATE:
             return True
         if not self._skipped:
             self.follow(False)
+        if self._end_of_second is None:
+            self._end_of_second = asyncio.get_running_loop().call_later(SECOND, self._second_ended)
         self._skipped += isinstance(event, RequestEnded)
         return False
+
+    def _second_ended(self) -> None:
+        self._end_of_second = None
+        self._begin_second()
+        if self._skipped:  # this second began with more than are shown, too
+            self._end_of_second = asyncio.get_running_loop().call_later(SECOND, self._second_ended)
+
+    def _begin_second(self) -> None:
+        """If a second is over, reports how many requests were not shown in it."""
+        second = int(self.clock())
+        if second == self._second:
+            return
+        skipped, self._second, self._shown, self._skipped = self._skipped, second, 0, 0
+        if skipped:
+            self.follow(True)
+            self.publish("skipped", msgspec.json.encode({"requests": skipped}).decode())

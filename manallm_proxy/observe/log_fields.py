@@ -72,7 +72,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             todo = "close what else uses the GPU, or give num_ctx or the model a size that fits"
             return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
         case ResidentsUnreadable():
-            return "warning", "loaded models are not told", attrs.asdict(event)
+            todo = "it is asked as any other provider is: its loads are not watched"
+            return "warning", "loaded models are not reported", {**attrs.asdict(event), "todo": todo}
         case StateChanged():
             if event.is_well:
                 return "info", "shared state is back", {"server": event.server}

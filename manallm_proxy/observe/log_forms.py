@@ -82,9 +82,11 @@ def _request(form: Form, time: str, fields: Mapping[str, Any]) -> str:
     tokens = f"{read}>{written}" if read != "-" or written != "-" else "-"
     left_out = _IN_COLUMNS | _LEFT_OUT if fields.get("attempts") != 1 else _IN_COLUMNS | _LEFT_OUT | {"attempts"}
     rest = _named(fields, left_out)
+    # no model is the default one, unless the request was refused before its body was read
+    unnamed = "(default)" if "target" in fields or "passed" in fields else "-"
     return (
         f"{time} {mark} {_duration(fields.get('ms')):>8} {_duration(fields.get('first_byte_ms')):>8} {tokens:>11}"
-        f"  {_quoted(fields.get('requested', '(default)'))} -> {_quoted(fields.get('target', 'nobody'))}"
+        f"  {_quoted(fields.get('requested', unnamed))} -> {_quoted(fields.get('target', 'nobody'))}"
         f" {_quoted(fields.get('endpoint', ''))} {rest}{' ' if rest else ''}request_id={_quoted(fields['request_id'])}"
     )
 

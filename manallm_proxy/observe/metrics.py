@@ -329,7 +329,7 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
     ("cache_requests_total", "Requests of aliases whose answers are kept", "alias", "outcome"),
     ("cache_saved_tokens_total", "Tokens that no provider had to be asked for again", "alias", "type"),
-    ("cache_saved_usd_total", "What they would have cost, where the price is known", "alias"),
+    ("cache_saved_usd_total", "What answers from the cache would have cost, where the price is known", "alias"),
     ("state_changes_total", "How often the server of shared state was lost or found again", "state"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
@@ -340,7 +340,13 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
 )
 _HISTOGRAMS: Final[tuple[tuple[Any, ...], ...]] = (
     ("request_duration_seconds", "From a request's arrival to its last byte", SECONDS, "endpoint"),
-    ("llm_latency_seconds", "The same, for requests that a model answered", SECONDS, "provider", "model"),
+    (
+        "llm_latency_seconds",
+        "From a request's arrival to its last byte, where a model answered",
+        SECONDS,
+        "provider",
+        "model",
+    ),
     ("time_to_first_byte_seconds", "From a request's arrival to its answer's first byte", SECONDS, "provider", "model"),
     ("output_tokens_per_second", "Completion tokens of streams, from their first byte on", RATES, "provider", "model"),
 )

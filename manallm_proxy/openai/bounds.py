@@ -87,8 +87,7 @@ def count_by_characters(body: bytes, bounds: Bounds, *, keys: bool = True) -> tu
     if opened > min(bounds.messages, bounds.parts):
         return 0, False
     few_keys = not keys or size <= 6 * bounds.keys or number_of(b":", body, bounds.keys) <= bounds.keys
-    few = size <= 2 * bounds.elements or opened + number_of(b",", body, bounds.elements) <= bounds.elements
-    return opened, few_keys and few
+    return opened, few_keys and _are_few(body, opened, bounds)
 
 
 def count_by_members(body: bytes, short: Shortened | None, bounds: Bounds, most: int = sys.maxsize) -> int | None:
@@ -104,8 +103,7 @@ def count_by_members(body: bytes, short: Shortened | None, bounds: Bounds, most:
         opened = _opened_in_members(body, bounds, most)
     if opened is None or opened > bounds.parts:
         return None
-    few = size <= 2 * bounds.elements or opened + number_of(b",", body, bounds.elements) <= bounds.elements
-    return opened if few else None
+    return opened if _are_few(body, opened, bounds) else None
 
 
 def may_be_split(body: bytes) -> bool:
@@ -132,9 +130,21 @@ def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
     if sure:  # nearly every request ends here
         return opened
     count = _Count(bounds, section)
-    for structure in _structure(body):
-        count.add(structure)
+    for structure, quotes in _structure(body):
+        count.add(structure, quotes)
     return count.parts
+
+
+def _are_few(body: bytes, opened: int, bounds: Bounds) -> bool:
+    """Whether `body` with `opened` brackets is known to have no more elements than it may have.
+
+    A text counts twice, and so does a key, whatever its value: they take several times the memory of a number.
+    """
+    most = bounds.elements
+    if len(body) <= most + most // 2:  # the shortest two, an empty text, take three bytes with their comma
+        return True
+    most //= 4  # as if each value was a text and had a key
+    return opened + number_of(b",", body, most) < most
 
 
 def _opened_if_shallow(text: bytes, depth: int) -> int:
@@ -170,7 +180,7 @@ def _commas(text: bytes, enough: int) -> int:
     if number <= enough:
         return number
     number = 0
-    for structure in _structure(text):
+    for structure, _ in _structure(text):
         number += structure.count(b",")
         if number > enough:
             break
@@ -275,8 +285,8 @@ def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:
     return opened if max(map(opened_in, longer), default=0) + 2 <= bounds.depth else None
 
 
-def _structure(body: bytes) -> Iterator[bytes]:
-    """Braces, brackets, colons and commas outside of strings, slice by slice."""
+def _structure(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """Braces, brackets, colons and commas outside of strings, and the number of their quotes, slice by slice."""
     inside, half = 0, b""
     for at in range(0, len(body), _SLICE):
         piece = half + body[at : at + _SLICE]
@@ -286,8 +296,9 @@ def _structure(body: bytes) -> Iterator[bytes]:
             half = b"\\" * ((len(piece) - len(plain)) % 2)  # the character that it escapes is in the next slice
             piece = plain.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = piece.split(b'"')
-        yield b"".join(pieces[inside::2]).translate(None, _ANYTHING_ELSE)
-        inside ^= (len(pieces) - 1) % 2
+        quotes = len(pieces) - 1
+        yield b"".join(pieces[inside::2]).translate(None, _ANYTHING_ELSE), quotes
+        inside ^= quotes % 2
 
 
 @define
@@ -298,19 +309,21 @@ class _Count:
     _section: str
     parts: int = 0
     _elements: int = 0
+    _quotes: int = 0
     _keys: int = 0
     _messages: int = 0
     _depth: int = 0
     _in_list: bool = False
     """Whether the current top-level value is a list."""
 
-    def add(self, structure: bytes) -> None:
+    def add(self, structure: bytes, quotes: int) -> None:
         bounds = self._bounds
         opened = structure.count(b"{") + structure.count(b"[")
         self.parts += opened
-        self._elements += opened + structure.count(b",")
+        self._elements += opened + structure.count(b",") + structure.count(b":")
         self._refuse_over(self.parts, bounds.parts, "parts", "objects and lists")
-        self._refuse_over(self._elements, bounds.elements, "elements", "values")
+        self._quotes += quotes
+        self._refuse_over(self._elements + self._quotes // 2, bounds.elements, "elements", "values and keys")
         deepest = self._walk(structure.replace(b",", b""))
         if deepest > bounds.depth:
             raise TooMuch(f"is nested too deeply, over {bounds.depth} levels", f"{self._section}.depth")

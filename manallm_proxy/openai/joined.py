@@ -11,7 +11,7 @@ import codecs
 import contextlib
 import ctypes
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -86,7 +86,7 @@ def joined_bytes(parts: Iterable[Part]) -> bytes:
     return growing.take()
 
 
-def joined_parts(parts: list[bytes]) -> bytes:
+def joined_parts(parts: Sequence[Part]) -> bytes:
     """As `joined_bytes`, in one call if they are short."""
     return b"".join(parts) if sum(map(len, parts)) <= SMALL else joined_bytes(parts)
 

@@ -17,6 +17,8 @@ Fields = dict[str, Any]
 """A decoded JSON object."""
 NO_OBJECT: Final = "sent as {}: tool arguments in the history that are no JSON object"
 """Remark on a request, for dialects in which a tool call's arguments must be an object."""
+MOST_TEXTS: Final = 20_000
+"""Max texts of a list that is translated: inputs of embeddings, which may each become several objects, or stops."""
 
 _NAMES: Final[dict[type, str]] = {
     str: "a string",
@@ -96,6 +98,13 @@ def all_of(kind: type, values: list[Any], path: str) -> list[Any]:
     return [typed(kind, value, f"{path}[{n}]") for n, value in enumerate(values)]
 
 
+def texts_of(values: list[Any], path: str) -> list[str]:
+    """`values`, if they are texts; raises InvalidRequest if not, or for more than MOST_TEXTS."""
+    if len(values) > MOST_TEXTS:
+        raise InvalidRequest(f"'{path}' has {len(values)} texts; one request may have {MOST_TEXTS}", param=path)
+    return all_of(str, values, path)
+
+
 def wanted_schema(asked: Fields) -> Fields | None:
     """``response_format`` as a JSON schema: empty for any JSON, None for any text."""
     wanted = optional(asked, "response_format", dict)
@@ -136,7 +145,7 @@ def wanted_vectors(asked: Fields, reader: str) -> tuple[str | list[str], int | N
             "send strings (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
             param="input",
         )
-    return all_of(str, given, "input"), dimensions
+    return texts_of(given, "input"), dimensions
 
 
 def _is_token_ids(given: list[Any]) -> bool:

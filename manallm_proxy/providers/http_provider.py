@@ -32,6 +32,7 @@ from manallm_proxy.openai.large import ANSWER_ELEMENTS, is_large, offload
 from manallm_proxy.providers.answer_bounds import checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.gathering import Parts, gather, joined
+from manallm_proxy.providers.length import cut_to
 from manallm_proxy.providers.message_masking import REQUEST_LIMIT, set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
@@ -166,6 +167,8 @@ class HttpProvider:
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
         """The response once its headers have arrived, by loop time `until`. Raises ProviderError unless it is a 200."""
+        if call.most is not None:
+            call = await offload(call.is_large, cut_to, call, call.most)
         write = self.wire.request
         slow = call.is_large and not self.wire.splices(call)
         request = await offload(True, write, call, entry) if slow else write(call, entry)

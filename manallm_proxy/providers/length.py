@@ -15,6 +15,7 @@ from typing import Final
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.openai.joined import joined_parts
 from manallm_proxy.openai.json_object import replaced
 from manallm_proxy.providers.classify import envelope
 
@@ -50,7 +51,18 @@ def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
         most = int(next(filter(None, limit.groups())))
     else:
         return None
-    return call.cut_to(most) if 0 < most < length else None
+    return cut_to(call, most) if 0 < most < length else None
+
+
+def cut_to(call: Call, most: int) -> Call:
+    """`call` with ``max_tokens`` reduced to `most`. All other bytes keep their positions."""
+    length = call.length
+    if length is None or not 0 < most < length:
+        return call
+    start, end = call.summary.spans["max_tokens"]
+    call.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
+    digits, body = b"%d" % most, memoryview(call.body)
+    return evolve(call, body=joined_parts([body[:start], digits.ljust(end - start), body[end:]]), most=None)
 
 
 def is_unknown(refusal: bytes) -> bool:

@@ -89,8 +89,8 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
-    gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
-    """Checks beyond health: (entry, whether it is the chain's last) -> why to skip it now, or None."""
+    gate: Callable[[Entry], Skip | None] = lambda entry: None
+    """Checks beyond health: why to skip an entry now, or None."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
@@ -112,7 +112,7 @@ class Walk:
         `ask` makes one attempt; `aclose` closes what it returned. `asked`: the request's name for the chain, for the
         error message. Raises NoProvider, or the ProviderError that ends the walk (4).
         """
-        clock, last = self.registry.clock, self.chain.entries[-1]
+        clock = self.registry.clock
         until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain.entries:
             if self._hedged and self._is_hedged(entry):
@@ -121,7 +121,7 @@ class Walk:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
                 continue
             # 1
-            verdict = self._verdict(entry, is_last=entry is last)
+            verdict = self._verdict(entry)
             if isinstance(verdict, Skip):
                 self._skip(entry, verdict)
                 continue
@@ -212,14 +212,14 @@ class Walk:
 
     def _spare(self, first: Entry) -> tuple[Entry, Permit] | None:
         """The next member of the tier that may be asked now."""
-        entries, last = self.chain.entries, self.chain.entries[-1]
+        entries = self.chain.entries
         at = next(n for n, entry in enumerate(entries) if entry is first)
         for entry in entries[at + 1 :]:
             if entry.tier != first.tier:
                 return None
             if self._is_hedged(entry):
                 continue
-            if isinstance(verdict := self._verdict(entry, is_last=entry is last), Permit):
+            if isinstance(verdict := self._verdict(entry), Permit):
                 self._hedged = (*self._hedged, entry)
                 return entry, verdict
         return None
@@ -237,24 +237,24 @@ class Walk:
         self._report_fallback(racer.entry)
         self.trying, self.trying_at = racer.entry.target, racer.started
 
-    def _verdict(self, entry: Entry, *, is_last: bool) -> Permit | Skip:
+    def _verdict(self, entry: Entry) -> Permit | Skip:
         verdict = self.registry.admit(entry.target)
         if isinstance(verdict, Skip):
             return verdict
-        skip = self._refusal(entry, is_last)
+        skip = self._refusal(entry)
         if skip is None:
             return verdict
         verdict.released()
         return skip
 
-    def refusal(self, entry: Entry, *, is_last: bool) -> Skip | None:
+    def refusal(self, entry: Entry) -> Skip | None:
         """Why `entry` would be skipped now, or None. Takes no permit: for reports about the chain."""
-        return self.registry.refusal(entry.target) or self._refusal(entry, is_last)
+        return self.registry.refusal(entry.target) or self._refusal(entry)
 
-    def _refusal(self, entry: Entry, is_last: bool) -> Skip | None:
+    def _refusal(self, entry: Entry) -> Skip | None:
         if self.chain.is_open and entry.target.is_open:
             return Skip(NO_MODEL, detail=entry.unfilled)
-        return self.gate(entry, is_last)
+        return self.gate(entry)
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target

@@ -135,6 +135,16 @@ class Health:
         """How often the provider came back after an outage."""
         return self.provider.recoveries
 
+    @property
+    def unreached_why(self) -> str | None:
+        """`reach_detail`, if that is what is wrong with the provider now."""
+        circuit = self.provider
+        return (
+            self.reach_detail
+            if circuit.failures and circuit.last_error in ("connect_error", "connect_timeout")
+            else None
+        )
+
     def admit(self, model: str, now: float) -> Permit | Skip:
         """A permit to try `model` now, or the reason to skip it."""
         refusal = self.refusal(model, now)

@@ -139,7 +139,8 @@ class HealthRegistry:
             reported[model] = is_now
         if is_now != was:
             reason = None if is_now == "healthy" else circuit.last_error
-            observe(HealthChanged(provider, model, was, is_now, reason))
+            detail = health.unreached_why if model is None and reason is not None else None
+            observe(HealthChanged(provider, model, was, is_now, reason, detail))
 
 
 def _rest(now: float, *circuits: Circuit | None) -> float:

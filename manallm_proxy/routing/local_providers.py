@@ -1,13 +1,14 @@
 """Gates for local providers, in addition to health: does the request fit, is the queue short, is the model loaded?
 
 In this order: a prompt that cannot fit the model's context window is not sent; a request that would wait too long moves
-on; one whose model is cold waits for the load or moves on, as its entry says. Without local providers none of it runs.
+on; one whose model is cold waits for the load or moves on, as its entry says. Where no later entry could be tried, it
+waits in any case. Without local providers none of it runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -17,7 +18,7 @@ from msgspec import Struct
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import VISION, Call
 from manallm_proxy.contract.records import define
-from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
@@ -42,9 +43,9 @@ class LocalProviders:
     queues: Mapping[str, Queue] = field(factory=dict)
     workers: AllWorkers | None = None
 
-    def gates(self, call: Call, chain: Chain) -> RequestGates:
-        """The gates for one request along `chain`."""
-        return RequestGates(self, call, chain.entries[-1])
+    def gates(self, call: Call, chain: Chain, may_pass: Callable[[Target], bool]) -> RequestGates:
+        """The gates for one request along `chain`. `may_pass`: whether health lets a target be tried now."""
+        return RequestGates(self, call, chain.entries, may_pass)
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why a short request would skip `entry` now; None if it would not. Starts no load."""
@@ -65,16 +66,21 @@ class LocalProviders:
 
 
 class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes, for each request
-    """The gates for one request. ``last``: the last entry of its chain."""
+    """The gates for one request. ``entries``: its chain's. ``may_pass``: see `LocalProviders.gates`."""
 
     local: LocalProviders
     call: Call
-    last: Entry
+    entries: Sequence[Entry]
+    may_pass: Callable[[Target], bool]
+    too_dear: Callable[[Entry], Skip | None] | None = None
+    """Why a budget leaves too little for an entry, if there is one."""
     _size: int = 0
     """Size in bytes, see `Call.text_size`; 0: not measured yet."""
     _pictures: Pictures | None = None
     _ready: Entry | None = None
     """The entry whose model `gate` has just found loaded."""
+    _last: Entry | None = None
+    """The entry behind which `gate` has found none that could be tried."""
 
     __repr__ = object.__repr__
 
@@ -88,7 +94,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             self._pictures = Pictures(number, size - self._size)
         return self._size
 
-    def gate(self, entry: Entry, last: bool) -> Skip | None:
+    def gate(self, entry: Entry) -> Skip | None:
         """See `Walk.gate`."""
         local, provider = self.local, entry.target.provider
         queue = local.queues.get(provider)
@@ -100,6 +106,9 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         window = in_force or local.window(entry, box)
         if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
             return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
+        last = is_last(entry, self.entries, self._may_be_tried)
+        if last:
+            self._last = entry
         streams = self.call.summary.stream or None  # for a whole answer, nobody would notice a trial that waits
         if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
             return skip
@@ -107,6 +116,9 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             self._ready = entry
             return None
         return box.gate(entry, last)
+
+    def _may_be_tried(self, entry: Entry) -> bool:
+        return self.may_pass(entry.target) and (self.too_dear is None or self.too_dear(entry) is None)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts."""
@@ -120,7 +132,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             if self._ready is not entry:
                 await self.local.boxes.loaded(entry)
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
-            turn = queue.enter(entry, entry is self.last, size, streams, self._pictures)
+            turn = queue.enter(entry, entry is self._last, size, streams, self._pictures)
             if turn.began_at is None:
                 await queue.wait_for_turn(turn, entry)
             try:
@@ -136,6 +148,12 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             return value
 
         return wait_and_ask
+
+
+def is_last(entry: Entry, entries: Sequence[Entry], may_be_tried: Callable[[Entry], bool]) -> bool:
+    """Whether no entry after `entry` could be tried now, so that moving on would only be an error."""
+    later = entries[next(n for n, each in enumerate(entries) if each is entry) + 1 :]
+    return not any(may_be_tried(each) for each in later if not each.target.is_open)
 
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:

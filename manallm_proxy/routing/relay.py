@@ -107,7 +107,7 @@ def _cut(call: Call, entry: Entry, listed: ModelInfo | None) -> Call:
     if length is None or length <= min(window // 4 or length, most or length):
         return call  # which is so nearly always, and whatever the prompt
     room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4) if window else 0
-    return call.cut_to(min(filter(None, (room, most)), default=0))
+    return evolve(call, most=min(filter(None, (room, most)), default=0))
 
 
 def _unsupported(entry: Entry, lacking: str) -> Unsupported:

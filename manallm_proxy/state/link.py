@@ -108,7 +108,7 @@ class Link:
         """Reports a command that the server refused, once for each reason."""
         if refusal not in self._refusals:
             self._refusals.add(refusal)
-            self.observe(StateChanged(self.name, is_well=False, detail=f"refuses what it is told ({refusal})"))
+            self.observe(StateChanged(self.name, is_well=False, detail=f"refuses our commands ({refusal})"))
 
     async def why_down(self, seconds: float) -> str | None:
         """Why the server does not answer a ping within `seconds`, in our own words; None if it does."""

@@ -87,7 +87,10 @@ async def test_who_is_not_trusted_gets_nothing(tmp_path: Path) -> None:
             url = f"{running.url}/v1/chat/completions"
             async with client.post(url, json={**HI, "model": "mana/none"}) as response:
                 assert response.status == 503
-                attempts = (await response.json())["error"]["attempts"]
+                error = (await response.json())["error"]
+                attempts = error["attempts"]
+            assert "is not trusted (certificate has expired): renew it" in error["message"]
+            assert f"what answers at https://127.0.0.1:{servers['plain'].port}/v1 speaks no TLS" in error["message"]
             assert len(attempts) == len(providers)
             for attempt in attempts:
                 name = attempt["model"].partition("/")[0].partition("-")[2]

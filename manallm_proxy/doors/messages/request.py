@@ -21,7 +21,7 @@ from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.reasoning import effort_of_budget
 from manallm_proxy.openai.request import made_request, refuse_case_variants
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, optional, required, texts_of, wrong
 from manallm_proxy.openai.stand_ins import StandIns, read_texts
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
@@ -135,7 +135,7 @@ def _max_tokens(asked: Fields, *, required: bool) -> int | None:
 
 
 def _stop(asked: Fields) -> list[str] | None:
-    return all_of(str, optional(asked, "stop_sequences", list) or [], "stop_sequences") or None
+    return texts_of(optional(asked, "stop_sequences", list) or [], "stop_sequences") or None
 
 
 def _thinking(asked: Fields) -> tuple[Thinking, str | None]:

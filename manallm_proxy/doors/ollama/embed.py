@@ -19,7 +19,7 @@ from manallm_proxy.doors.ollama.request import door_call, read_object
 from manallm_proxy.doors.ollama.settings import read_settings
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.large import is_large
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
+from manallm_proxy.openai.request_fields import Fields, optional, texts_of, wrong
 
 
 class OllamaEmbedDoor:
@@ -62,7 +62,7 @@ def _inputs(asked: Fields) -> list[str]:
         return [given]
     if not isinstance(given, list):
         raise wrong("input", "a string or an array of strings")
-    return all_of(str, given, "input")
+    return texts_of(given, "input")
 
 
 def _call(asked: Fields, fields: Fields, client: Client, large: bool) -> Call:

@@ -18,7 +18,7 @@ from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_text, tail_of
 from manallm_proxy.openai.json_object import json_text
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, texts_of, wrong
 
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _NAMES: Final = ("tool_call_id", "tool_name", "name")
@@ -155,7 +155,7 @@ def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fie
     """A message's content: a plain string if there are no images. `path`: of the message, with a trailing dot."""
     if not images:
         return text
-    urls = [_data_uri(image, f"{path}images[{n}]") for n, image in enumerate(all_of(str, images, path + "images"))]
+    urls = [_data_uri(image, f"{path}images[{n}]") for n, image in enumerate(texts_of(images, path + "images"))]
     parts: list[Fields] = [{"type": "text", "text": text}] if text else []
     return parts + [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.records import frozen
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
+from manallm_proxy.openai.request_fields import Fields, optional, texts_of, wrong
 from manallm_proxy.openai.tool_choice import function_tools
 
 _OPTIONS: Final[dict[str, tuple[str, type]]] = {
@@ -105,4 +105,4 @@ def _stops(value: Any) -> list[str]:
         value = [value]
     if not isinstance(value, list):
         raise wrong("options.stop", "a string or an array of strings")
-    return [stop for stop in all_of(str, value, "options.stop") if stop]
+    return [stop for stop in texts_of(value, "options.stop") if stop]

@@ -20,7 +20,7 @@ from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
 from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.request import has_image_parts, read_summary
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, optional, required, texts_of, wrong
 from manallm_proxy.openai.stand_ins import LEAST, StandIns, read_texts
 
 SEALED: Final = "reasoning.encrypted_content"
@@ -149,9 +149,7 @@ def read_request(body: bytes) -> Asked:
                 optional(fields, key, _CHECKED[key])
         elif key in _REFUSED and value not in (None, False):
             raise InvalidRequest(f"'{key}' is not served: {_REFUSED[key]}", param=key)
-    include = (
-        frozenset(all_of(str, optional(fields, "include", list) or [], "include")) if "include" in fields else _NONE
-    )
+    include = frozenset(texts_of(optional(fields, "include", list) or [], "include")) if "include" in fields else _NONE
     items = input_items(fields.pop("input"))
     stores, previous = fields.get("store") is not False, fields.get("previous_response_id") or None
     return Asked(body, summary, include, stores, previous, decoded=(fields, items, texts))

@@ -51,7 +51,7 @@ export function median(numbers) {
 }
 
 const TONES = {healthy: "good", ok: "good", ready: "good", degraded: "warn", degraded_cpu: "warn", cooling: "warn", saturated: "warn", client_gone: "warn", unhealthy: "bad", error: "bad", broken: "bad"};
-export const word = (text, tone = TONES[text] || "") => el("span", {class: `word ${tone}`}, text.replace("_", " "));
+export const word = (text, tone = TONES[text] || "") => el("span", {class: `word ${tone}`}, text.replaceAll("_", " "));
 
 // A moment from which is counted down; one clock ticks for all of them.
 export function countdown(until, before = "again in ") {

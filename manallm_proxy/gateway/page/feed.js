@@ -13,7 +13,8 @@ export class Refused extends Error {
 export async function json(path) {
   const response = await fetch(path, {headers: headers(), cache: "no-store", signal: AbortSignal.timeout(8000)});
   const body = await response.json();
-  if (body.error) throw new Refused(response.status, String(body.error.message || response.status));
+  // a request that failed has an `error` of its own, and the health of a proxy that no provider serves is a 503
+  if (!response.ok && body.error) throw new Refused(response.status, String(body.error.message || response.status));
   return body;
 }
 

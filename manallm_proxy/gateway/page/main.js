@@ -91,7 +91,7 @@ function drawProviders() {
   keep($("providers"), wanted, (each) => {
     const until = each.unhealthy_until || each.cooling_until;
     const pairs = [["First byte", each.pace.first === null ? null : seconds(each.pace.first)], ["Tokens", each.pace.rate === null ? null : `${each.pace.rate}/s`],
-      ["In flight", each.in_flight || null], ["Last error", each.status === "healthy" ? null : each.last_error], ["Why", each.reason]];
+      ["In flight", each.in_flight || null], ["Last error", each.status === "healthy" ? null : [each.last_error, each.detail].filter(Boolean).join(": ")], ["Why", each.reason]];
     const models = Object.entries(each.targets || {}).map(([model, one]) => {
       const ends = one.unhealthy_until || one.cooling_until;
       const extra = [one.loaded ? "loaded" : null, one.queue ? `${one.queue} wait` : null].filter(Boolean).join(", ");

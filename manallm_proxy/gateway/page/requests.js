@@ -36,7 +36,7 @@ export function draw() {
 
 function shape(row) {
   const over = Boolean(row.outcome);
-  const asked = row.model || row.alias || "(default)";
+  const asked = row.model || row.alias || "–"; // refused before its body was read
   const said = !over ? (row.phase === "committed" ? word("answering", "good") : word("asking")) : word(row.outcome === "error" ? `error ${row.status}` : row.outcome, {ok: "good", client_gone: "warn"}[row.outcome] || "bad");
   const cells = [
     el("span", {class: "clock"}, new Date(row.time).toLocaleTimeString([], {hour12: false})),

@@ -20,6 +20,7 @@ from manallm_proxy.openai.request_fields import (
     all_of,
     optional,
     required,
+    texts_of,
     typed,
     wanted_schema,
     wanted_vectors,
@@ -190,12 +191,12 @@ def _settings(asked: Fields) -> Fields:
         raise wrong("n", "at least 1")
     stop = asked.get("stop")
     if stop:
-        fields["stopSequences"] = [stop] if isinstance(stop, str) else all_of(str, typed(list, stop, "stop"), "stop")
+        fields["stopSequences"] = [stop] if isinstance(stop, str) else texts_of(typed(list, stop, "stop"), "stop")
     return fields
 
 
 def _modalities(asked: Fields) -> list[str]:
-    return all_of(str, optional(asked, "modalities", list) or [], "modalities")
+    return texts_of(optional(asked, "modalities", list) or [], "modalities")
 
 
 def _answer_kinds(asked: Fields) -> Fields:

@@ -21,6 +21,7 @@ from manallm_proxy.openai.request_fields import (
     all_of,
     optional,
     required,
+    texts_of,
     typed,
     wanted_schema,
     wanted_vectors,
@@ -120,7 +121,7 @@ def _reject_ignored_fields(asked: Fields) -> None:
             raise Unsupported(f"Ollama gives one choice a request, {key} is {choices}", param=key)
     if optional(asked, "echo", bool):
         raise Unsupported("Ollama does not repeat the prompt in its answer (echo)", param="echo")
-    if set(all_of(str, optional(asked, "modalities", list) or [], "modalities")) - {"text"}:
+    if set(texts_of(optional(asked, "modalities", list) or [], "modalities")) - {"text"}:
         raise Unsupported("Ollama answers in text alone", param="modalities")
     if asked.get("web_search_options") is not None:
         raise Unsupported("Ollama does not search the web", param="web_search_options")

@@ -13,7 +13,7 @@ from typing import Any, Final
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, SMALLEST_WINDOW
 from manallm_proxy.openai.reasoning import wanted_reasoning
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
+from manallm_proxy.openai.request_fields import Fields, optional, texts_of, typed, wrong
 
 _OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
 """Runner options of versions before 0.12."""
@@ -86,7 +86,7 @@ def _client_options(asked: Fields) -> Fields:
 
 def _option(name: str, value: object, path: str) -> Any:
     if name == "stop":
-        return [value] if isinstance(value, str) else all_of(str, _stops(value, path), path)
+        return [value] if isinstance(value, str) else texts_of(_stops(value, path), path)
     if name == "num_predict" and value == 0 and not isinstance(value, bool):
         raise wrong(path, "at least 1: Ollama takes 0 for no limit")
     kind = OPTION_KINDS.get(name)

@@ -147,8 +147,6 @@ class OpenAIWire:
             return self._again(silent, entry)  # of another model: its own it will get again
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
             return self._again(self._without_top_k(sent), entry, without=TOP_K)
-        if self._forces(call):
-            return None
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self._again(self._renamed(shorter, entry), entry)
         if not call.relays and (nearest := nearest_effort(sent, body)) is not None:

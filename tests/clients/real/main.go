@@ -109,10 +109,37 @@ func ollama(base string) row {
 	saw["generate"] = text
 	embedded, err := client.Embed(ctx, &api.EmbedRequest{Model: "mana/test", Input: "x"})
 	saw["embed"] = err == nil && len(embedded.Embeddings) == 1
+	saw["tool"] = toolWithOllama(ctx, client)
 	saw["dies"], _ = chat("mana/dies", true)
 	text, err = chat("mana/cut", true)
 	saw["cut"] = []any{text, err != nil && err.Error() != "no end"}
 	return saw
+}
+
+// A call, its result, and what the model makes of that.
+func toolWithOllama(ctx context.Context, client *api.Client) string {
+	var tools api.Tools
+	_ = json.Unmarshal([]byte(`[{"type":"function","function":{"name":"say","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`), &tools)
+	messages := []api.Message{{Role: "user", Content: "use the tool"}}
+	for turn := 0; turn < 3; turn++ {
+		answer := api.Message{Role: "assistant"}
+		err := client.Chat(ctx, &api.ChatRequest{Model: "mana/test", Messages: messages, Tools: tools}, func(part api.ChatResponse) error {
+			answer.Content += part.Message.Content
+			answer.ToolCalls = append(answer.ToolCalls, part.Message.ToolCalls...)
+			return nil
+		})
+		if err != nil {
+			return fail(err)
+		}
+		if len(answer.ToolCalls) == 0 {
+			return answer.Content
+		}
+		messages = append(messages, answer)
+		for _, call := range answer.ToolCalls {
+			messages = append(messages, api.Message{Role: "tool", ToolName: call.Function.Name, Content: "from-the-tool"})
+		}
+	}
+	return "calls without end"
 }
 
 func main() {

@@ -1,0 +1,106 @@
+"""The end of a broken answer's connection: its client reads the last event first, and nothing follows that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+from aiohttp import web
+
+from manallm_proxy.http_server import aiohttp_internals as internals
+from manallm_proxy.http_server import aiohttp_server
+from manallm_proxy.http_server.aiohttp_server import Server, _Connection
+from manallm_proxy.http_server.raw_response import RawResponse
+from tests.one_connection import GET, serving, until
+
+ERROR = b"data: error\n\n"
+NEVER = 60.0
+
+
+async def breaks(request: web.BaseRequest) -> RawResponse:
+    answer = RawResponse(request, {}, None)
+    answer.put_part(b"one")
+    answer.break_off(ERROR)
+    return answer
+
+
+def of(server: Server) -> _Connection:
+    (connection,) = server.connections
+    return cast(_Connection, connection)
+
+
+@asynccontextmanager
+async def broken() -> AsyncIterator[tuple[Server, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection whose client has read the last event of a broken answer, and whose request is over."""
+    async with serving(breaks) as (runner, reader, writer):
+        server = cast(Server, runner.server)
+        writer.write(GET)
+        await reader.readuntil(ERROR + b"\r\n")
+        connection = of(server)
+        await until(lambda: connection._task_handler is None)
+        yield server, reader, writer
+
+
+async def test_the_end_does_not_come_with_the_last_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bun's fetch drops an event that comes with it (findings/bun-cut-drops-event.sh). A client may end it itself."""
+    monkeypatch.setattr(aiohttp_server, "LINGER", NEVER)
+    async with broken() as (server, reader, writer):
+        connection = of(server)
+        assert connection.transport is not None and not connection.transport.is_closing()
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        await until(lambda: server.open == 0)
+        assert not server.broken.waits(connection)
+
+
+async def test_it_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aiohttp_server, "LINGER", 0.01)
+    async with broken() as (server, reader, _):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        await until(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("more", [GET, GET[:9], b"x" * 9000, b"\r\n\r\n"], ids=["whole", "begun", "long", "none"])
+async def test_what_comes_meanwhile_is_not_answered(more: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer, to a next request or to a head that is too long or too late, would stand in the broken one's body."""
+    monkeypatch.setattr(aiohttp_server, "LINGER", NEVER)
+    async with broken() as (server, reader, writer):
+        connection = of(server)
+        writer.write(more)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert not server.heads.waits(connection)
+
+
+async def test_a_head_that_began_before_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it comes later: where it is late there is no answer."""
+    monkeypatch.setattr(aiohttp_server, "LINGER", NEVER)
+    go = asyncio.Event()
+
+    async def breaks_later(request: web.BaseRequest) -> RawResponse:
+        await go.wait()
+        return await breaks(request)
+
+    async with serving(breaks_later) as (runner, reader, writer):
+        server = cast(Server, runner.server)
+        writer.write(GET)
+        await until(lambda: any(map(internals.is_handling, server.connections)))
+        writer.write(GET[:9])
+        connection = of(server)
+        await until(lambda: server.heads.waits(connection))
+        go.set()
+        await reader.readuntil(ERROR + b"\r\n")
+        await until(lambda: connection._task_handler is None)
+        assert not server.heads.waits(connection)
+
+
+async def test_the_server_ends_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aiohttp_server, "LINGER", NEVER)
+    async with serving(breaks) as (runner, reader, writer):
+        writer.write(GET)
+        await reader.readuntil(ERROR + b"\r\n")
+        await asyncio.wait_for(runner.cleanup(), 5)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
