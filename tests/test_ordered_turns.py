@@ -76,6 +76,15 @@ CHATS: list[tuple[str, list[Any], list[Any]]] = [
         [{**SYSTEM, "role": "developer", "content": "S\n\nN"}, GO, told("N"), GO],
     ),
     ("qwen", [GO, NOTE], [GO, told("N")]),
+    ("qwen", [SYSTEM, {**NOTE, "name": "n"}, NOTE, GO], [SYSTEM, told("N", name="n"), told("N"), GO]),
+    ("qwen", [{**SYSTEM, "name": "s"}, NOTE, GO], [{**SYSTEM, "name": "s", "content": "S\n\nN"}, GO]),
+    ("gemma", [told(""), told(None), told("\ud83d"), told(" ")], [told("\ufffd\n\n ")]),
+    ("gemma", [told(""), told([])], [told("")]),
+    (
+        "gemma",
+        [told([]), told('"'), {**PARTS, "content": [*PARTS["content"], 1.50]}],
+        [told([{"type": "text", "text": '"'}, *PARTS["content"], 1.5])],
+    ),
 ]
 
 

@@ -65,7 +65,7 @@ def decode_large(text: bytes, decode: Decode, span: Span | None = None) -> Any:
     return value
 
 
-def trimmed(text: bytes, start: int, end: int) -> Span:
+def trimmed(text: bytes | memoryview, start: int, end: int) -> Span:
     """The span without surrounding white space."""
     while start < end and text[start] in _BLANK:
         start += 1

@@ -13,7 +13,9 @@ from typing import Final
 
 import msgspec
 
-from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.contract.spliced import Part
+from manallm_proxy.openai.joined import joined_parts
+from manallm_proxy.openai.sliced import trimmed
 
 TURNS: Final = "turns"
 """What may be refused: words of a user after a tool's result."""
@@ -37,7 +39,8 @@ _USER, _TOOL, _ASSISTANT = msgspec.Raw(b'"user"'), msgspec.Raw(b'"tool"'), msgsp
 _SYSTEMS: Final = (msgspec.Raw(b'"system"'), msgspec.Raw(b'"developer"'))
 _ANSWER: Final = {"role": _ASSISTANT, "content": msgspec.Raw(b'"OK."')}
 _PLAIN: Final = frozenset({"role", "content"})
-_Content = str | list[msgspec.Raw] | None
+_NULL: Final = msgspec.Raw(b"null")
+_TEXT_PART: Final = b'{"type":"text","text":"'
 
 
 def refused_order(refusal: bytes) -> str:
@@ -67,37 +70,55 @@ def _filled(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _with_one_system(rows: list[Row]) -> list[Row]:
-    """Those at the beginning become one; a later one, which is about its place, is said there by the user."""
-    first = next((n for n, row in enumerate(rows) if row.get("role") not in _SYSTEMS), len(rows))
-    head = rows[:1] if first else []
-    for row in rows[1:first]:
-        head = [_both(head[0], row, head[0])]
-    return head + [{**row, "role": _USER} if row.get("role") in _SYSTEMS else row for row in rows[first:]]
+    """Those at the beginning become one; a later one, which is about its place, is said there by the user, and so is
+    one that has more than words."""
+    is_system = [row.get("role") in _SYSTEMS for row in rows]
+    first = is_system.index(False) if False in is_system else len(rows)
+    more = next((n for n in range(1, first) if rows[n].keys() != _PLAIN), first)
+    head = [_as_one(rows[:more], rows[0])] if more else []
+    return head + [{**rows[n], "role": _USER} if is_system[n] else rows[n] for n in range(more, len(rows))]
 
 
 def _joined(rows: list[Row]) -> list[Row]:
     """Messages with neighbours of one role made one, the model's up to its tool calls."""
-    joined: list[Row] = []
+    groups: list[list[Row]] = []
     for row in rows:
-        before = joined[-1] if joined else {}
+        before = groups[-1][-1] if groups else {}
         role = row.get("role")
         is_plain = before.keys() == _PLAIN and (role == _ASSISTANT or row.keys() == _PLAIN)
         if role in (_USER, _ASSISTANT) and before.get("role") == role and is_plain:
-            joined[-1] = _both(before, row, row)
+            groups[-1].append(row)
         else:
-            joined.append(row)
-    return joined
+            groups.append([row])
+    return [_as_one(group, group[-1]) for group in groups]
 
 
-def _both(one: Row, other: Row, row: Row) -> Row:
-    """`row` with what two messages say."""
-    contents = [decode(each.get("content", msgspec.Raw(b"null")), type=_Content) for each in (one, other)]
-    said = [content for content in contents if content]
-    texts = [content for content in said if isinstance(content, str)]
-    if len(texts) == len(said):
-        return {**row, "content": msgspec.Raw(encode("\n\n".join(texts)))}
-    return {**row, "content": msgspec.Raw(encode([part for content in said for part in _parts(content)]))}
+def _as_one(rows: list[Row], row: Row) -> Row:
+    """`row` with what all of `rows` say. Raises DecodeError for content that is neither a text nor a list of parts."""
+    if len(rows) == 1:
+        return row
+    said = [inner for each in rows if (inner := _inner(each.get("content", _NULL)))[1]]
+    if all(quote == b'"' for quote, _ in said):
+        return {**row, "content": _between(b'"', [text for _, text in said], rb"\n\n", b'"')}
+    parts = [inner if quote == b"[" else joined_parts([_TEXT_PART, inner, b'"}']) for quote, inner in said]
+    return {**row, "content": _between(b"[", parts, b",", b"]")}
 
 
-def _parts(content: str | list[msgspec.Raw]) -> list[msgspec.Raw]:
-    return [msgspec.Raw(encode({"type": "text", "text": content}))] if isinstance(content, str) else content
+def _inner(content: msgspec.Raw) -> tuple[bytes, Part]:
+    """The first byte of a text or a list, and what is inside of it."""
+    view = memoryview(content)
+    first = bytes(view[:1])
+    if first == b"[":
+        start, end = trimmed(view, 1, len(view) - 1)
+        return first, view[start:end]
+    if first not in (b'"', b"n"):
+        raise msgspec.DecodeError("a message's content is neither a text nor a list of parts")
+    return first, view[1:-1] if first == b'"' else b""
+
+
+def _between(opened: bytes, contents: list[Part], between: bytes, closed: bytes) -> msgspec.Raw:
+    """The `contents` of texts, or of lists, as one: their bytes are kept, so that it costs no more than a copy."""
+    parts: list[Part] = [opened]
+    for content in contents:
+        parts += (content, between)
+    return msgspec.Raw(joined_parts([*(parts[:-1] if contents else parts), closed]))
