@@ -219,6 +219,27 @@ async def test_ids_that_mistral_does_not_accept(tmp_path: Path) -> None:
         await until(lambda: p.log.getvalue().count("history: ids of calls shortened") == 4)
 
 
+async def test_ids_that_are_null_are_none(tmp_path: Path) -> None:
+    """SDKs send them back so, and then nothing of the history was changed."""
+
+    def refuses(asked: Any) -> str:
+        calls = [call for message in asked["messages"] for call in message.get("tool_calls") or ()]
+        return "Tool call id was c1 but must be a-z, A-Z, 0-9." if any(call["id"] == "c1" for call in calls) else ""
+
+    none = {"tool_calls": None, "tool_call_id": None}
+    asked = [
+        {**GO, **none},
+        {**PLAIN[1], "tool_call_id": None},
+        PLAIN[2],
+        {"role": "assistant", "content": "a", **none},
+    ]
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        assert (await p.chat(model="p/m", messages=[*asked, GO]))[0] == 200
+        sent = up.posts[-1].json["messages"]
+        assert sent[1]["tool_calls"][0]["id"] == sent[2]["tool_call_id"] != "c1"
+        assert (sent[0], sent[3:]) == (asked[0], [asked[3], GO])
+
+
 async def test_ids_that_are_too_long_for_openai(tmp_path: Path) -> None:
     """40 characters in a chat (agno issue 5382), 64 in Responses."""
 

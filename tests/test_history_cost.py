@@ -37,7 +37,7 @@ async def test_the_memory_of_a_history_that_is_written_anew(model: str, size: in
     """Of one long text, in letters that take Python four times as much, and of many texts."""
     role = "system" if model == "system" else "user"
     row = {"role": role, "content": "x" * size + "\U0001f600"}
-    rows = [row] * (8 * MIB // size)
+    rows = [row] * (16 * MIB // size)
     odd: dict[str, Any] = {"role": "assistant", "content": "hm", "reasoning_content": "Hm."}
     asked = {"model": f"gpu/{model}", "stream": False, "messages": [*rows, odd, {"role": "user", "content": "go"}]}
     if model != "reasoning":

@@ -16,16 +16,15 @@ import hashlib
 import re
 import string
 from collections.abc import Callable, Collection
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
-from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode, encoder, replace_lone_surrogates
-from manallm_proxy.openai.request import spliced
+from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode
+from manallm_proxy.openai.rows import Row, read_rows, with_rows
 from manallm_proxy.providers.length import is_unknown
-from manallm_proxy.providers.turns import ORDERS, Row, ordered, refused_order
+from manallm_proxy.providers.turns import ORDERS, ordered, refused_order
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
@@ -79,10 +78,8 @@ _REMARKS: Final = {
     **ORDERS,
     **dict.fromkeys(NEEDED, "blanks in place of reasoning that was not there"),
 }
-_ROWS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
 _DIGITS: Final = string.digits + string.ascii_lowercase
-_T = TypeVar("_T")
 
 
 def refused_members(refusal: bytes) -> frozenset[str]:
@@ -156,27 +153,19 @@ def _changed(call: Call, change: Callable[[Row], Row], refused: Collection[str] 
     if (span := call.summary.spans.get("messages")) is None:
         return call
     try:
-        rows = decoded_rows(_ROWS, call.body[slice(*span)])
+        rows = read_rows(call.body, span)
         kept = ordered([change(row) for row in rows], refused)
     except DecodeErrors:  # it is malformed, for the provider to refuse
         return call
     if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
         return call
-    body, spans = spliced(call.body, call.summary.spans, {"messages": encoder(call.is_large)(kept)})
-    return evolve(call, body=body, summary=evolve(call.summary, spans=spans))
-
-
-def decoded_rows(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    """A list that may hold lone surrogates, which become U+FFFD. Raises one of `DecodeErrors`."""
-    try:
-        return decoder.decode(body)
-    except msgspec.DecodeError:
-        return decoder.decode(replace_lone_surrogates(body))
+    rows.clear()
+    return with_rows(call, "messages", kept)
 
 
 def shortened(row: Row, key: str) -> Row:
-    """`row` with a short id under `key`; itself if it has one, or none. Raises one of `DecodeErrors`."""
-    if key not in row:
+    """`row` with a short id under `key`; itself if it has one, or none."""
+    if not bytes(row.get(key, _NOTHING[0])).startswith(b'"'):  # SDKs send null for none
         return row
     id_ = decode(row[key], type=str)
     short = short_id(id_)
@@ -196,7 +185,7 @@ def _kept(row: Row, refused: Collection[str]) -> Row:
         row = shortened(row, _RESULT)
     has_extra = SIGNATURES in refused and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS])
     if has_extra or (IDS in refused and _CALLS in row and row[_CALLS] != msgspec.Raw(b"null")):
-        calls = decoded_rows(_ROWS, bytes(row[_CALLS]))
+        calls = read_rows(bytes(row[_CALLS]))
         kept = [{key: value for key, value in call.items() if key != _EXTRA} if has_extra else call for call in calls]
         if IDS in refused:
             kept = [shortened(call, "id") for call in kept]
@@ -218,7 +207,7 @@ def _signed(row: Row) -> Row:
     """A message whose first call has the stand-in, and no other a signature."""
     if _CALLS not in row or row[_CALLS] == msgspec.Raw(b"null"):
         return row
-    calls = decoded_rows(_ROWS, bytes(row[_CALLS]))
+    calls = read_rows(bytes(row[_CALLS]))
     signed = [{key: value for key, value in call.items() if key != _EXTRA} for call in calls]
     if signed:
         signed[0][_EXTRA] = _STAND_IN

@@ -15,6 +15,7 @@ import msgspec
 
 from manallm_proxy.contract.spliced import Part
 from manallm_proxy.openai.joined import joined_parts
+from manallm_proxy.openai.rows import Row
 from manallm_proxy.openai.sliced import trimmed
 
 TURNS: Final = "turns"
@@ -34,7 +35,6 @@ _REFUSALS: Final = {
     ALTERNATE: re.compile(rb"\broles must alternate\b|\bmessage\(s\) should alternate with\b", re.IGNORECASE),
     ONE_SYSTEM: re.compile(rb"\bSystem message must be (?:at the beginning|the first)", re.IGNORECASE),
 }
-Row = dict[str, msgspec.Raw]
 _USER, _TOOL, _ASSISTANT = msgspec.Raw(b'"user"'), msgspec.Raw(b'"tool"'), msgspec.Raw(b'"assistant"')
 _SYSTEMS: Final = (msgspec.Raw(b'"system"'), msgspec.Raw(b'"developer"'))
 _ANSWER: Final = {"role": _ASSISTANT, "content": msgspec.Raw(b'"OK."')}

@@ -12,38 +12,26 @@ import re
 from typing import Any, Final
 
 import msgspec
-from attrs import evolve
 
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.openai.json_object import DecodeErrors, contains, encoder
-from manallm_proxy.openai.request import spliced
+from manallm_proxy.openai.json_object import DecodeErrors, encoder
 from manallm_proxy.openai.request_fields import decoded_value
+from manallm_proxy.openai.rows import Row, read_rows, with_rows, with_value
 from manallm_proxy.openai.thinking_blocks import without_thinking
 from manallm_proxy.providers.history import (
-    decoded_rows,
     note_changes,
     refuses_ids,
     refuses_signatures,
     short_id,
     shortened,
 )
-from manallm_proxy.providers.turns import Row
 
 _SEALED: Final = re.compile(
     rb"invalid_encrypted_content|encrypted[ _]content.{0,200}could not be (?:verified|decrypted)", re.DOTALL
 )
 _UNTHOUGHT: Final = re.compile(rb"expected \W{0,2}thinking\W{1,4}or \W{0,2}redacted_thinking", re.IGNORECASE)
-_REASONING: Final = b'"reasoning"'
+_REASONING: Final = msgspec.Raw(b'"reasoning"')
 _TOOL_IDS: Final = {"tool_use": "id", "tool_result": "tool_use_id"}
-_ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_OBJECTS: Final = msgspec.json.Decoder(list[Row])
-
-
-class _Item(msgspec.Struct):
-    type: Any = None
-
-
-_ITEM: Final = msgspec.json.Decoder(_Item)
 
 
 def without_foreign(call: Call, refusal: bytes) -> Call:
@@ -67,20 +55,14 @@ def without_foreign(call: Call, refusal: bytes) -> Call:
 def _unthinking(call: Call) -> Call:
     asked = call.body[slice(*call.summary.spans.get("thinking", (0, 0)))]
     thinks = b'"type"' in asked and b'"disabled"' not in asked
-    return _replaced(call, "thinking", b'{"type":"disabled"}') if thinks else call
+    return with_value(call, "thinking", b'{"type":"disabled"}') if thinks else call
 
 
 def _with_short_call_ids(call: Call) -> Call:
     """A request of Responses."""
-    span = call.summary.spans.get("input")
-    try:
-        rows = decoded_rows(_OBJECTS, call.body[slice(*span)]) if span is not None else []
-        kept = [shortened(row, "call_id") for row in rows]
-    except DecodeErrors:
-        return call
-    if all(one is other for one, other in zip(kept, rows, strict=True)):
-        return call
-    return _replaced(call, "input", encoder(call.is_large)(kept))
+    rows = _items(call)
+    kept = [shortened(row, "call_id") for row in rows]
+    return _with_items(call, rows, kept)
 
 
 def _with_short_tool_ids(call: Call) -> Call:
@@ -91,34 +73,29 @@ def _with_short_tool_ids(call: Call) -> Call:
         key = _TOOL_IDS.get(str(block.get("type")), "")
         if isinstance(id_ := block.get(key), str) and (short := short_id(id_)) != id_:
             block[key], is_changed = short, True
-    return _replaced(call, "messages", encoder(call.is_large)(turns)) if is_changed else call
+    return with_value(call, "messages", encoder(call.is_large)(turns)) if is_changed else call
 
 
 def _blocks(content: object) -> list[dict[str, Any]]:
     return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
 
 
-def _replaced(call: Call, key: str, value: bytes) -> Call:
-    body, spans = spliced(call.body, call.summary.spans, {key: value})
-    return evolve(call, body=body, summary=evolve(call.summary, spans=spans))
-
-
 def _without_reasoning(call: Call) -> Call:
-    span = call.summary.spans.get("input")
-    if span is None or not contains(call.body, _REASONING, *span):
-        return call
-    try:
-        rows = decoded_rows(_ROWS, call.body[slice(*span)])
-    except DecodeErrors:  # a string
-        return call
-    kept = [row for row in rows if not _is_reasoning(row)]
-    if len(kept) == len(rows):
-        return call
-    return _replaced(call, "input", encoder(call.is_large)(kept))
+    rows = _items(call)
+    return _with_items(call, rows, [row for row in rows if row.get("type") != _REASONING])
 
 
-def _is_reasoning(item: msgspec.Raw) -> bool:
+def _items(call: Call) -> list[Row]:
+    """The history of a request of Responses; none if it is malformed, or a text."""
     try:
-        return bool(_ITEM.decode(item).type == "reasoning")
+        return read_rows(call.body, call.summary.spans["input"]) if "input" in call.summary.spans else []
     except DecodeErrors:
-        return False
+        return []
+
+
+def _with_items(call: Call, rows: list[Row], kept: list[Row]) -> Call:
+    """`call` with what is `kept` of its `rows`; itself if that is all."""
+    if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
+        return call
+    rows.clear()
+    return with_rows(call, "input", kept)
