@@ -43,10 +43,11 @@ def google(asked: Any) -> str:
 async def test_members_of_another_targets_answer(refuses: Callable[[Any], str], stream: bool, tmp_path: Path) -> None:
     """The first target went away, and what it had said was refused by the second from then on."""
     said: dict[str, Any] = {"role": "assistant", "content": "Hi"}
-    history = [*PLAIN[:1], {**PLAIN[1], **EMPTY}, PLAIN[2], {**said, **EMPTY, "images": [IMAGE]}, GO]
+    history = [*PLAIN[:1], {**PLAIN[1], **EMPTY}, PLAIN[2], {**said, **EMPTY, "images": []}, GO]
     async with upstream(each(AWAY)) as first, upstream(each(strict(refuses, answers))) as second:
         async with proxy(settings({"a": openai(first.url), "b": openai(second.url)}), tmp_path) as p:
-            for expected in (2, 3):  # from then on it is known
+            for expected in (2, 3, 4):  # from then on it is known
+                history[-2]["images"] = [IMAGE] if expected == 4 else []
                 asked = {"model": "mana/test", "messages": history, "stream": stream}
                 async with p.client.post(p.url + "/v1/chat/completions", json=asked) as response:
                     assert (response.status, b"Hel" in await response.read()) == (200, True)

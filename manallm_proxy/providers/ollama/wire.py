@@ -39,6 +39,7 @@ from manallm_proxy.openai.joined import decoded_text, joined_bytes
 from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
+from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.history import without_members
 from manallm_proxy.providers.learned import remember
@@ -106,7 +107,8 @@ class OllamaWire:
         Raises BadResponse if it refuses thinking that it was not asked for: no caller could mend such a request.
         """
         if (order := refused_order(body)) and (other := without_members(call, (order,))) is not call:
-            return evolve(self.request(other, entry), without=order, call=other)
+            learned = order if is_for_all(call, order) else ""
+            return evolve(self.request(other, entry), without=learned, call=other)
         if status != 400 or b"think" not in body:
             return None
         spans = call.summary.spans

@@ -25,6 +25,7 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.effort import nearest_effort
+from manallm_proxy.providers.evidence import TOP_K, is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.history import (
     EXTRAS,
@@ -59,7 +60,7 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.turns import ORDERS, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
-TOP_K, USAGE = "top_k", "stream_options"
+USAGE: Final = "stream_options"
 _REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, EXTRAS, *NEEDED, *ORDERS})
 
 
@@ -140,13 +141,13 @@ class OpenAIWire:
             return None
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
-            return self._again(named(sent, name), entry, without=OLDER if name == NEWER else NEWER)
+            return self._again(named(sent, name), entry, _for_all(sent, OLDER if name == NEWER else NEWER))
         if (refused := refused_members(body)) and (silent := without_members(sent, refused)) is not sent:
-            return self._again(silent, entry, without=" ".join(refused))
+            return self._again(silent, entry, _for_all(sent, *refused))
         if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
             return self._again(silent, entry)  # of another model: its own it will get again
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
-            return self._again(self._without_top_k(sent), entry, without=TOP_K)
+            return self._again(self._without_top_k(sent), entry, _for_all(sent, TOP_K))
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self._again(self._renamed(shorter, entry), entry)
         if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
@@ -207,6 +208,11 @@ class OpenAIWire:
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
+
+
+def _for_all(call: Call, *refused: str) -> str:
+    """What may be learned of what is `refused` of `call`, as a request's `without`."""
+    return " ".join(what for what in refused if is_for_all(call, what))
 
 
 def _says_no_effort(call: Call) -> bool:

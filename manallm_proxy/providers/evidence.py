@@ -1,0 +1,77 @@
+"""Whether a refusal shows what a model refuses of everyone, so that it may be learned, or only of this one request.
+
+Providers quote what they refuse, which a caller may have written, or a page that its model has read. A history with an
+odd member, or with the words of a refusal in a text, would change what the model gets of all other callers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.openai.json_object import DecodeErrors, holds
+from manallm_proxy.openai.rows import Row, read_rows
+from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
+from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
+from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
+
+TOP_K: Final = "top_k"
+_NO_KEY: Final = rb"(?!\"\s*:)"
+LEARNED: Final = {
+    TURNS: rb"unexpected role",
+    ALTERNATE: rb"(?:must|should) alternate",
+    ONE_SYSTEM: rb"system message must be",
+    IDS: rb"call id was|string (?:too long|should)",
+    REASONING: rb"reasoning_(?:content|details)%b|['`\\.]reasoning['`\\:\"]|\"reasoning\"(?!\s*:)" % _NO_KEY,
+    SIGNATURES: rb"extra_content%b" % _NO_KEY,
+    EXTRAS: rb"['`\\.](?:annotations|audio|function_call|images|refusal)['`\\\"]|not a string: null",
+    **dict.fromkeys(
+        NEEDED,
+        rb"must be passed back|reasoning(?!(?:_content)?\"\s*:)[^{}]{0,160}is missing|missing.{1,24}reasoning_content%b"
+        % _NO_KEY,
+    ),
+    OLDER: rb"max_tokens%b" % _NO_KEY,
+    NEWER: rb"max_completion_tokens%b" % _NO_KEY,
+    TOP_K: rb"top_k%b" % _NO_KEY,
+}
+"""By what may be learned: words of its refusals, as they may be in a text of a request, but not as its keys."""
+_HIDDEN: Final = rb"\\u00(?!26|27|3[ce])[2-7]"
+"""Letters may be escaped, which would hide words. Some writers of JSON escape ``&'<>``."""
+_PATTERNS: Final = {
+    what: re.compile(rb"%b|%b" % (words, _HIDDEN), re.IGNORECASE | re.DOTALL) for what, words in LEARNED.items()
+}
+_NULL: Final = msgspec.Raw(b"null")
+_TEXT, _NONE = re.compile(rb'null|"'), re.compile(rb"(?:null|\[\s*\])\Z")
+_USUAL: Final = {
+    REASONING: {"reasoning": _TEXT, "reasoning_content": _TEXT, "reasoning_details": _NONE},
+    EXTRAS: {"annotations": _NONE, "audio": _NONE, "images": _NONE, "refusal": _TEXT},
+}
+_SIGNED: Final = re.compile(rb'\{\s*"google"\s*:\s*\{\s*"thought_signature"\s*:\s*"[\w+/=-]*"\s*\}\s*\}')
+
+
+def is_for_all(call: Call, what: str) -> bool:
+    """Whether `what`, refused of `call`, is refused of all: it has there the form that servers give it, and no text of
+    the caller has the refusal's words."""
+    if holds(call.body, _PATTERNS[what]):
+        return False
+    span = call.summary.spans.get("messages")
+    if span is None or what not in (REASONING, EXTRAS, SIGNATURES):
+        return True
+    try:
+        rows = read_rows(call.body, span)
+        return all(_is_signed_as_usual(row) if what == SIGNATURES else _is_usual(row, _USUAL[what]) for row in rows)
+    except DecodeErrors:
+        return False
+
+
+def _is_usual(row: Row, members: dict[str, re.Pattern[bytes]]) -> bool:
+    return all(pattern.match(row[key]) for key, pattern in members.items() if key in row)
+
+
+def _is_signed_as_usual(row: Row) -> bool:
+    calls = read_rows(bytes(row["tool_calls"])) if row.get("tool_calls", _NULL) != _NULL else []
+    extras = [bytes(call["extra_content"]) for call in calls if "extra_content" in call]
+    return all(_SIGNED.fullmatch(extra) is not None and not is_unknown(extra) for extra in extras)

@@ -1,0 +1,105 @@
+"""What one caller makes a provider say teaches nothing that is wrong for the next one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.openai.json_object import split_object
+from manallm_proxy.providers.evidence import LEARNED, is_for_all
+from tests.histories import GO, HISTORY, PLAIN, called, strict
+from tests.proxy import openai, proxy, settings
+from tests.servers import ollama_server
+from tests.stall import raw_post
+from tests.upstreams import Connection, Seen, answers, each, upstream
+
+SAID = {"role": "assistant", "content": "B"}
+SYSTEM = {"role": "system", "content": "S"}
+
+
+def quotes_what_is_no_text(asked: Any) -> str:
+    """As pydantic's servers and Google's do: the place, and what is there."""
+    for message in asked["messages"]:
+        for key, kind in (("reasoning_content", str), ("reasoning_details", list), ("audio", dict), ("name", str)):
+            if not isinstance(value := message.get(key, kind()), kind):
+                return f"Invalid value at 'messages[0].{key}', {json.dumps(value)}"
+        for call in message.get("tool_calls", ()):
+            for key in call.get("extra_content", {}):
+                if key != "google":
+                    return f'Unknown name "{key}" at messages[0].tool_calls[0].extra_content: Cannot find field.'
+    return ""
+
+
+def quotes_long_texts(asked: Any) -> str:
+    """A moderation's, or a limit's."""
+    long = [
+        message["reasoning_content"] for message in asked["messages"] if len(message.get("reasoning_content", "")) > 99
+    ]
+    return f"this is too much: {long[0]}" if long else ""
+
+
+def limits_messages(asked: Any) -> str:
+    first = asked["messages"][0]["content"]
+    return f"at most 3 messages, but the first of yours is {first}" if len(asked["messages"]) > 3 else ""
+
+
+LONG = "unknown 'reasoning_content' " + "x" * 99
+ODD: list[tuple[Callable[[Any], str], list[Any], list[Any]]] = [
+    (quotes_what_is_no_text, [GO, {**SAID, "reasoning_content": {"is": "unknown"}}, GO], HISTORY),
+    (quotes_what_is_no_text, [GO, {**PLAIN[1], "tool_calls": [called(extra_content={"x": 1})]}, PLAIN[2]], HISTORY),
+    (quotes_what_is_no_text, [GO, {**SAID, "audio": ["unknown"]}, GO], [GO, {**SAID, "audio": {"id": "a"}}, GO]),
+    (quotes_long_texts, [GO, {**SAID, "reasoning_content": LONG}, GO], HISTORY),
+    (limits_messages, [{**GO, "content": "roles must alternate"}, GO, GO, GO], [GO, GO]),
+    (limits_messages, [{**SYSTEM, "content": "System message must be the first"}, SYSTEM, GO, GO], [GO, SYSTEM, GO]),
+]
+
+
+@pytest.mark.parametrize(("refuses", "odd", "usual"), ODD)
+async def test_what_is_odd_of_one_caller(
+    refuses: Callable[[Any], str], odd: list[Any], usual: list[Any], tmp_path: Path
+) -> None:
+    """It may be served, without what was refused; the next one's history is sent as it is."""
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        assert (await p.chat(model="p/m", messages=odd))[0] == 200
+        assert len(up.posts) == 2
+        assert (await p.chat(model="p/m", messages=usual))[0] == 200
+        assert up.posts[-1].json["messages"] == usual
+
+
+@pytest.mark.parametrize("words", ["roles must alternate", r"roles \u006dust alternate", r"roles must\u0020alternate"])
+async def test_words_of_a_refusal_in_a_text(words: str, tmp_path: Path) -> None:
+    """Whichever way they are written; and to whichever kind of provider."""
+    turns = json.dumps([GO] * 4).replace("go", words, 1)
+
+    async def ollama(connection: Connection, seen: Seen) -> None:
+        if told := limits_messages(seen.json):
+            await connection.reply({"error": told}, "400 Bad Request")
+        else:
+            await ollama_server(connection, seen)
+
+    async with upstream(each(strict(limits_messages, answers))) as up, upstream(each(ollama)) as box:
+        providers = {"p": openai(up.url), "o": {"kind": "ollama", "base_url": box.url}}
+        async with proxy(settings(providers), tmp_path) as p:
+            for name, seen in (("p", up), ("o", box)):
+                body = f'{{"model":"{name}/m","messages":{turns}}}'.encode()
+                assert (await raw_post(p.port, "/v1/chat/completions", body)).startswith(b"HTTP/1.1 200")
+                assert len(seen.posts) == 2
+                assert (await p.chat(model=f"{name}/m", messages=[GO, GO]))[0] == 200
+                assert len(seen.posts[-1].json["messages"]) == 2
+
+
+def test_what_a_usual_history_may_have() -> None:
+    """Keys of its own, signs that some writers escape, and words that are in all prompts."""
+    texts = (
+        r"an unknown \u003ca\u003e is missing, \u0027\u0026\u0027, \u001b[0m, \n: reasoning, images, must be, \u2603"
+    )
+    history = [{**each, "name": "TEXT", "refusal": None, "annotations": []} for each in HISTORY]
+    body = json.dumps({"messages": history, "max_tokens": 1, "top_k": 1}).replace("TEXT", texts).encode()
+    _, spans = split_object(body)
+    call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
+    assert [what for what in LEARNED if not is_for_all(call, what)] == []
