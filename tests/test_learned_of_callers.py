@@ -103,3 +103,20 @@ def test_what_a_usual_history_may_have() -> None:
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_who_refuses_both_forms_is_asked_for_each_once(path: str, tmp_path: Path) -> None:
+    """Seven times before, to and fro."""
+
+    def refuses(asked: Any) -> str:
+        if path == "/v1/messages":
+            return "Unsupported parameter: " + next(key for key in asked if key.startswith("max_"))
+        has = any(message.get("reasoning_content", " ") != " " for message in asked["messages"])
+        blank = any("reasoning_content" in message for message in asked["messages"])
+        return "property 'reasoning_content' is unsupported" if has or blank else "reasoning_content is missing"
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        messages = HISTORY if path == "/v1/chat/completions" else [GO]
+        assert (await p.post(path, {"model": "p/m", "max_tokens": 9, "messages": messages}))[0] == 400
+        assert len({post.body for post in up.posts}) == len(up.posts) <= 3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -179,14 +180,16 @@ class HttpProvider:
             response.close()
             raise ProxyRefused(self.address.name)
         body, asked = await self._refusal(response, until), call
-        reshaped: list[Request] = []
+        sent = [await offload(call.is_large, _digest, request)]
+        reshaped: list[Request] = []  # without their contents, each as long as the request
         for _ in range(RESHAPES):
             again = await offload(call.is_large, self.wire.reshape, asked, entry, response.status, body)
-            if again is None or again.content == request.content:
+            if again is None or (form := await offload(call.is_large, _digest, again)) in sent:
                 break
             request, asked = again, again.call or asked
-            reshaped.append(again)
-            response = await self._send(again, call, entry, until)
+            sent.append(form)
+            reshaped.append(evolve(request, content=b"", call=None))
+            response = await self._send(request, call, entry, until)
             if response.status == 200:
                 learned = [self.wire.remember_reshaped(entry, each) for each in reshaped]
                 if any(learned):
@@ -231,6 +234,14 @@ class HttpProvider:
     def _bound(self, call: Call) -> tuple[int, str]:
         """Max bytes of a whole answer, and the configuration key that sets it."""
         return (self.limits.text, "text") if call.endpoint in _TEXTS else (self.limits.body, "body")
+
+
+def _digest(request: Request) -> bytes:
+    """By which a form of a request is known again: none is sent twice."""
+    digest, content = hashlib.blake2b(), request.content
+    for part in (content,) if isinstance(content, bytes) else content.parts:
+        digest.update(part)
+    return digest.digest()
 
 
 @define
