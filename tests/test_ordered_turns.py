@@ -151,3 +151,24 @@ async def test_ollama_with_such_a_template(model: str, asked: list[Any], sent: l
             assert (await p.chat(model=f"p/{model}", messages=asked))[0] == 200
             texts = [message["content"] for message in up.posts[-1].json["messages"]]
             assert (texts, len(up.posts)) == ([message["content"] for message in sent], requests)
+
+
+@pytest.mark.parametrize("text", ["a", "a" * 300_000])
+async def test_ollama_with_what_its_model_thought(text: str, tmp_path: Path) -> None:
+    """Which its own clients send back, in messages that other providers do not get."""
+    thought = {"role": "assistant", "content": "B", "thinking": "Hm."}
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        if words := refusal(seen.json):
+            await connection.reply({"error": words}, "400 Bad Request")
+        else:
+            await ollama_server(connection, seen)
+
+    script = each(answered)
+    async with upstream(script) as up, proxy(settings({"p": {"kind": "ollama", "base_url": up.url}}), tmp_path) as p:
+        asked = {"model": "p/qwen", "stream": False, "messages": [SYSTEM, told(text), thought, NOTE, GO]}
+        for requests in (2, 3):
+            assert (await p.post("/api/chat", asked))[0] == 200
+            assert len(up.posts) == requests
+            sent = up.posts[-1].json["messages"]
+            assert sent == [SYSTEM, told(text), thought, told("N"), GO]
