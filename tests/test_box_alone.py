@@ -88,3 +88,26 @@ async def test_only_the_last_that_may_be_asked_is_waited_for(tmp_path: Path) -> 
             gpu.finish("n")
             gpu.finish("m")
             assert (await asking)[2].get(RESOLVED) == "gpu/n"
+
+
+@pytest.mark.parametrize("entry", [{"cold": "next"}, {"max_wait": 0}])
+async def test_one_into_which_the_request_does_not_fit_cannot_be_asked(entry: dict[str, Any], tmp_path: Path) -> None:
+    """The box was passed by since there was another one, and that one since it was too small: 503."""
+    is_cold = "cold" in entry
+    long = [{"role": "user", "content": "word " * 2000}]
+    async with box("m") as gpu, box("n") as small:
+        if is_cold:
+            gpu.slow = {"m"}
+        else:
+            gpu.put("m")
+            gpu.answers.clear()
+        chain = [{"target": "gpu/m", **entry}, {"target": "small/n", "options": {"num_ctx": 64}}]
+        providers = {"gpu": gpu.provider(parallel=1), "small": small.provider()}
+        async with proxy(settings(providers, chain), tmp_path) as p:
+            asking = [asyncio.ensure_future(p.chat(messages=long)) for _ in range(2)]
+            line = p.app.gateway.generation.local.queues["gpu"].line.of("m")
+            await until(lambda: gpu.begun == ["m"] if is_cold else len(line.waiting) == 1)
+            assert (await p.chat())[2].get(RESOLVED) == "small/n"
+            gpu.finish("m") if is_cold else gpu.answers.set()
+            told = await asyncio.gather(*asking)
+            assert [(status, headers.get(RESOLVED)) for status, _, headers in told] == [(200, "gpu/m")] * 2

@@ -100,12 +100,9 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         queue = local.queues.get(provider)
         if queue is None:
             return None
-        size = self._size or self._measure()
+        if (skip := self._too_long(entry, queue)) is not None:
+            return skip
         now, line, box = queue.clock(), queue.line.of(entry.target.model), local.boxes.boxes.get(provider)
-        in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
-        window = in_force or local.window(entry, box)
-        if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
-            return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
         last = is_last(entry, self.entries, self._may_be_tried)
         if last:
             self._last = entry
@@ -117,8 +114,22 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             return None
         return box.gate(entry, last)
 
+    def _too_long(self, entry: Entry, queue: Queue) -> Skip | None:
+        size, box = self._size or self._measure(), self.local.boxes.boxes.get(entry.target.provider)
+        in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
+        window = in_force or self.local.window(entry, box)
+        if window is None:
+            return None
+        tokens = queue.line.of(entry.target.model).pace.least_tokens(size, self._pictures)
+        return (
+            Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}") if tokens > window else None
+        )
+
     def _may_be_tried(self, entry: Entry) -> bool:
-        return self.may_pass(entry.target) and (self.too_dear is None or self.too_dear(entry) is None)
+        if not self.may_pass(entry.target) or (self.too_dear is not None and self.too_dear(entry) is not None):
+            return False
+        queue = self.local.queues.get(entry.target.provider)
+        return queue is None or self._too_long(entry, queue) is None
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts."""
