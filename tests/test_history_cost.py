@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.histories import strict
+from manallm_proxy.providers.history import short_id
+from tests.histories import MESSAGE, ODD, strict
 from tests.proxy import openai, process, settings
 from tests.stall import peak, raw_post
-from tests.upstreams import answers, each, upstream
+from tests.upstreams import Connection, Seen, answers, each, upstream
 
 MIB = 2**20
 
@@ -50,3 +51,31 @@ async def test_the_memory_of_a_history_that_is_written_anew(model: str, size: in
                     assert (await raw_post(port, "/v1/chat/completions", body)).startswith(b"HTTP/1.1 200")
                 assert len(gpu.posts) == requests
                 assert taken.mib <= 3 * len(body) / MIB + 32, requests
+
+
+@pytest.mark.parametrize("size", [4 * MIB, 2000])
+async def test_the_memory_of_turns_with_other_ids(size: int, tmp_path: Path) -> None:
+    """In Anthropic's API, untranslated. All else keeps its bytes, as a number of 30 digits shows."""
+    long = "x" * size + "\U0001f600"
+    called = {"type": "tool_use", "id": ODD, "name": "f", "input": {"a": long, "n": 10**29}}
+    told = {"type": "tool_result", "tool_use_id": ODD, "content": long}
+    turns = [{"role": "assistant", "content": [called]}, {"role": "user", "content": [told]}] * (8 * MIB // size)
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        if ODD.encode() in seen.body:
+            words = "messages.1.content.0.tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'"
+            error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+            await connection.reply(error, "400 Bad Request")
+        else:
+            await connection.reply(MESSAGE)
+
+    asked = {"model": "p/m", "max_tokens": 9, "messages": [{"role": "user", "content": "go"}, *turns]}
+    body = json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
+    async with upstream(each(answered)) as up:
+        async with process(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as running:
+            with peak(running.pid) as taken:
+                said = await raw_post(int(running.url.rpartition(":")[2]), "/v1/messages", body)
+            assert said.startswith(b"HTTP/1.1 200")
+            assert taken.mib <= 3 * len(body) / MIB + 32
+            sent = body.replace(f'"{ODD}"'.encode(), f'"{short_id(ODD)}"'.encode()).replace(b'"p/m"', b'"m"')
+            assert up.posts[-1].body == sent

@@ -9,20 +9,19 @@ go on thinking after a call of another model that did not ("Expected `thinking` 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.openai.json_object import DecodeErrors, encoder
-from manallm_proxy.openai.request_fields import decoded_value
+from manallm_proxy.openai.json_object import DecodeErrors, encode_whole
 from manallm_proxy.openai.rows import Row, read_rows, with_rows, with_value
 from manallm_proxy.openai.thinking_blocks import without_thinking
 from manallm_proxy.providers.history import (
     note_changes,
     refuses_ids,
     refuses_signatures,
-    short_id,
     shortened,
 )
 
@@ -31,7 +30,8 @@ _SEALED: Final = re.compile(
 )
 _UNTHOUGHT: Final = re.compile(rb"expected \W{0,2}thinking\W{1,4}or \W{0,2}redacted_thinking", re.IGNORECASE)
 _REASONING: Final = msgspec.Raw(b'"reasoning"')
-_TOOL_IDS: Final = {"tool_use": "id", "tool_result": "tool_use_id"}
+_TOOL_IDS: Final = {b'"tool_use"': "id", b'"tool_result"': "tool_use_id"}
+_NULL: Final = msgspec.Raw(b"null")
 
 
 def without_foreign(call: Call, refusal: bytes) -> Call:
@@ -60,42 +60,37 @@ def _unthinking(call: Call) -> Call:
 
 def _with_short_call_ids(call: Call) -> Call:
     """A request of Responses."""
-    rows = _items(call)
-    kept = [shortened(row, "call_id") for row in rows]
-    return _with_items(call, rows, kept)
+    return _changed(call, "input", lambda rows: [shortened(row, "call_id") for row in rows])
 
 
 def _with_short_tool_ids(call: Call) -> Call:
     """A request of Messages."""
-    turns = decoded_value(call, "messages")
-    is_changed = False
-    for block in (block for turn in turns if isinstance(turn, dict) for block in _blocks(turn.get("content"))):
-        key = _TOOL_IDS.get(str(block.get("type")), "")
-        if isinstance(id_ := block.get(key), str) and (short := short_id(id_)) != id_:
-            block[key], is_changed = short, True
-    return with_value(call, "messages", encoder(call.is_large)(turns)) if is_changed else call
+    return _changed(call, "messages", lambda rows: [*map(_with_short_ids, rows)])
 
 
-def _blocks(content: object) -> list[dict[str, Any]]:
-    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+def _with_short_ids(turn: Row) -> Row:
+    content = turn.get("content", _NULL)
+    if bytes(memoryview(content)[:1]) != b"[":
+        return turn
+    blocks = read_rows(bytes(content))
+    kept = [shortened(block, _TOOL_IDS.get(bytes(block.get("type", _NULL)), "")) for block in blocks]
+    if all(one is other for one, other in zip(kept, blocks, strict=True)):
+        return turn
+    return {**turn, "content": msgspec.Raw(encode_whole(kept))}
 
 
 def _without_reasoning(call: Call) -> Call:
-    rows = _items(call)
-    return _with_items(call, rows, [row for row in rows if row.get("type") != _REASONING])
+    return _changed(call, "input", lambda rows: [row for row in rows if row.get("type") != _REASONING])
 
 
-def _items(call: Call) -> list[Row]:
-    """The history of a request of Responses; none if it is malformed, or a text."""
+def _changed(call: Call, key: str, change: Callable[[list[Row]], list[Row]]) -> Call:
+    """`call` with its history under `key` changed; itself if it is not, or malformed, or a text."""
     try:
-        return read_rows(call.body, call.summary.spans["input"]) if "input" in call.summary.spans else []
-    except DecodeErrors:
-        return []
-
-
-def _with_items(call: Call, rows: list[Row], kept: list[Row]) -> Call:
-    """`call` with what is `kept` of its `rows`; itself if that is all."""
+        rows = read_rows(call.body, call.summary.spans[key])
+        kept = change(rows)
+    except (*DecodeErrors, KeyError):
+        return call
     if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
         return call
     rows.clear()
-    return with_rows(call, "input", kept)
+    return with_rows(call, key, kept)
