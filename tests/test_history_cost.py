@@ -54,16 +54,21 @@ async def test_the_memory_of_a_history_that_is_written_anew(model: str, size: in
 
 
 @pytest.mark.parametrize("size", [4 * MIB, 2000])
-async def test_the_memory_of_turns_with_other_ids(size: int, tmp_path: Path) -> None:
-    """In Anthropic's API, untranslated. All else keeps its bytes, as a number of 30 digits shows."""
+@pytest.mark.parametrize("is_signed", [True, False])
+async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp_path: Path) -> None:
+    """Untranslated, with other ids or without a signed thought. The rest keeps its bytes, as a long number shows."""
     long = "x" * size + "\U0001f600"
     called = {"type": "tool_use", "id": ODD, "name": "f", "input": {"a": long, "n": 10**29}}
-    told = {"type": "tool_result", "tool_use_id": ODD, "content": long}
-    turns = [{"role": "assistant", "content": [called]}, {"role": "user", "content": [told]}] * (8 * MIB // size)
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "Zm9v"}
+    said = [thought, {**called, "id": "c"}, {"type": "text", "text": "so"}] if is_signed else [called]
+    told = {"type": "tool_result", "tool_use_id": "c" if is_signed else ODD, "content": long}
+    turns = [{"role": "assistant", "content": said}, {"role": "user", "content": [told]}] * (8 * MIB // size)
 
     async def answered(connection: Connection, seen: Seen) -> None:
-        if ODD.encode() in seen.body:
-            words = "messages.1.content.0.tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'"
+        if ODD.encode() in seen.body or b"Zm9v" in seen.body:
+            words = (
+                "Invalid `signature` in `thinking` block" if is_signed else "messages.1.tool_use.id: String should be"
+            )
             error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
             await connection.reply(error, "400 Bad Request")
         else:
@@ -74,8 +79,10 @@ async def test_the_memory_of_turns_with_other_ids(size: int, tmp_path: Path) -> 
     async with upstream(each(answered)) as up:
         async with process(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as running:
             with peak(running.pid) as taken:
-                said = await raw_post(int(running.url.rpartition(":")[2]), "/v1/messages", body)
-            assert said.startswith(b"HTTP/1.1 200")
+                answer = await raw_post(int(running.url.rpartition(":")[2]), "/v1/messages", body)
+            assert answer.startswith(b"HTTP/1.1 200")
             assert taken.mib <= 3 * len(body) / MIB + 32
             sent = body.replace(f'"{ODD}"'.encode(), f'"{short_id(ODD)}"'.encode()).replace(b'"p/m"', b'"m"')
-            assert up.posts[-1].body == sent
+            sent = sent.replace(json.dumps(thought, separators=(",", ":")).encode() + b",", b"")
+            off = b'{"thinking":{"type":"disabled"},' if is_signed else b"{"
+            assert up.posts[-1].body == sent.replace(b"{", off, 1)

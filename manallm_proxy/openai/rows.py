@@ -45,7 +45,7 @@ def read_rows(text: bytes, span: Span | None = None) -> list[Row]:
 
 def with_rows(call: Call, key: str, rows: list[Row]) -> Call:
     """`call` with `rows` in place of those under `key`. Empties `rows`, so that nothing long is held twice."""
-    value = encoder(call.is_large)(rows)
+    value = encoder(len(call.body) > sliced.LARGE_BYTES)(rows)
     rows.clear()
     return with_value(call, key, value)
 

@@ -5,51 +5,69 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.json_object import contains, encoder
+from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode_whole
 from manallm_proxy.openai.large import is_large
-from manallm_proxy.openai.request import spliced
-from manallm_proxy.openai.request_fields import Fields, decoded_value
+from manallm_proxy.openai.request_fields import Fields
+from manallm_proxy.openai.rows import Row, read_rows, with_rows, with_value
 
 _THOUGHT: Final = b'thinking"'
 _KINDS: Final = ("thinking", "redacted_thinking")
+_ASSISTANT: Final = msgspec.Raw(b'"assistant"')
+_CALL: Final = "tool_use"
+_NOTHING: Final = msgspec.Raw(b"[]")
 
 
 def without_thinking(call: Call, is_left_out: Callable[[Fields], bool]) -> Call:
-    """`call` without the blocks that are left out, and itself if there are none. Raises InvalidRequest.
+    """`call` without the blocks that are left out, and itself if there are none.
 
-    A turn of which nothing is left goes with them. A malformed one is left for the provider to refuse.
+    A turn of which nothing is left goes with them. What is malformed is left for the provider to refuse.
     """
     if not contains(call.body, _THOUGHT):
         return call
-    turns = decoded_value(call, "messages")
-    kept = [_kept(turn, is_left_out) for turn in turns]
-    if all(one is other for one, other in zip(kept, turns, strict=True)):
+    try:
+        turns = read_rows(call.body, call.summary.spans["messages"])
+        kept = [_kept(turn, is_left_out) for turn in turns]
+        if all(one is other for one, other in zip(kept, turns, strict=True)):
+            return call
+        lacks_thought = _lacks_thought(turns, kept)
+    except DecodeErrors:
         return call
-    left = [one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"]]
-    values = {"messages": encoder(is_large(call.body))(left)}
-    if _lacks_thought(turns, kept):
-        values["thinking"] = b'{"type":"disabled"}'
-    body, spans = spliced(call.body, call.summary.spans, values)
-    return evolve(call, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
+    left = [one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"] != _NOTHING]
+    del turns[:], kept[:]
+    changed = with_rows(call, "messages", left)
+    if lacks_thought:
+        changed = with_value(changed, "thinking", b'{"type":"disabled"}')
+    return evolve(changed, is_large=is_large(changed.body))
 
 
-def _kept(turn: Any, is_left_out: Callable[[Fields], bool]) -> Any:
+def _kept(turn: Row, is_left_out: Callable[[Fields], bool]) -> Row:
     """What is left of `turn`; itself if that is all."""
-    blocks = turn.get("content") if isinstance(turn, dict) and turn.get("role") == "assistant" else None
-    if not isinstance(blocks, list):
-        return turn
-    kept = [b for b in blocks if not (isinstance(b, dict) and b.get("type") in _KINDS and is_left_out(b))]
-    return turn if len(kept) == len(blocks) else {**turn, "content": kept}
+    blocks = _blocks(turn) if turn.get("role") == _ASSISTANT else []
+    kept = [block for block in blocks if _kind(block) not in _KINDS or not is_left_out(_decoded(block))]
+    return turn if len(kept) == len(blocks) else {**turn, "content": msgspec.Raw(encode_whole(kept))}
 
 
-def _lacks_thought(turns: list[Any], kept: list[Any]) -> bool:
+def _blocks(turn: Row) -> list[Row]:
+    content = bytes(turn.get("content", _NOTHING))
+    return read_rows(content) if content.startswith(b"[") else []
+
+
+def _kind(block: Row) -> Any:
+    return decode(block["type"]) if "type" in block else None
+
+
+def _decoded(block: Row) -> Fields:
+    return {key: decode(value) for key, value in block.items()}
+
+
+def _lacks_thought(turns: list[Row], kept: list[Row]) -> bool:
     """Whether the model's latest turn has lost thinking before a call: then Anthropic refuses to continue thinking."""
-    said = [n for n, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "assistant"]
+    said = [n for n, turn in enumerate(turns) if turn.get("role") == _ASSISTANT]
     if not said or kept[said[-1]] is turns[said[-1]]:
         return False
-    turn = kept[said[-1]]
-    kinds = [block.get("type") for block in turn["content"] if isinstance(block, dict)]
-    return "tool_use" in kinds and kinds[0] not in _KINDS
+    kinds = [_kind(block) for block in _blocks(kept[said[-1]])]
+    return _CALL in kinds and kinds[0] not in _KINDS

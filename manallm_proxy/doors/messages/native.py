@@ -75,7 +75,7 @@ class NativeForm:
 
 
 def native_call(call: Call) -> Call:
-    """The call for a provider that accepts Messages. Raises InvalidRequest."""
+    """The call for a provider that accepts Messages."""
     return without_thinking(call, _is_unsigned)
 
 

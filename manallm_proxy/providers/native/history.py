@@ -36,7 +36,7 @@ _NULL: Final = msgspec.Raw(b"null")
 
 def without_foreign(call: Call, refusal: bytes) -> Call:
     """`call` without the reasoning of its history, if the `refusal` is of that, with other ids of its calls, or without
-    thinking in this turn; itself if there is nothing to change. Raises InvalidRequest."""
+    thinking in this turn; itself if there is nothing to change."""
     is_response = call.endpoint is Endpoint.RESPONSES
     if refuses_ids(refusal):
         changed, what = (_with_short_call_ids if is_response else _with_short_tool_ids)(call), "ids of calls shortened"
