@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
@@ -9,7 +10,7 @@ from attrs import evolve
 
 from manallm_proxy.contract.provider import Call, Span
 from manallm_proxy.openai import sliced
-from manallm_proxy.openai.json_object import encoder, replace_lone_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, encoder, replace_lone_surrogates
 from manallm_proxy.openai.request import spliced
 
 Row = dict[str, msgspec.Raw]
@@ -43,11 +44,26 @@ def read_rows(text: bytes, span: Span | None = None) -> list[Row]:
     return rows
 
 
-def with_rows(call: Call, key: str, rows: list[Row]) -> Call:
-    """`call` with `rows` in place of those under `key`. Empties `rows`, so that nothing long is held twice."""
-    value = encoder(len(call.body) > sliced.LARGE_BYTES)(rows)
-    rows.clear()
+def changed_rows(call: Call, key: str, change: Callable[[list[Row]], list[Row]]) -> Call:
+    """`call` with the list under `key` as `change` returns it; itself if that has the same rows, or if it is malformed,
+    for the provider to refuse."""
+    if (span := call.summary.spans.get(key)) is None:
+        return call
+    try:
+        rows = read_rows(call.body, span)
+        kept = change(rows)
+    except DecodeErrors:
+        return call
+    if are_same(kept, rows):
+        return call
+    rows.clear()  # nothing long is held twice
+    value = encoder(len(call.body) > sliced.LARGE_BYTES)(kept)
+    kept.clear()
     return with_value(call, key, value)
+
+
+def are_same(some: list[Row], others: list[Row]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def with_value(call: Call, key: str, value: bytes) -> Call:

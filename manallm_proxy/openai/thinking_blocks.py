@@ -9,10 +9,10 @@ import msgspec
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode_whole
+from manallm_proxy.openai.json_object import contains, decode, encode_whole
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields
-from manallm_proxy.openai.rows import Row, read_rows, with_rows, with_value
+from manallm_proxy.openai.rows import Row, changed_rows, read_rows, with_value
 
 _THOUGHT: Final = b'thinking"'
 _KINDS: Final = ("thinking", "redacted_thinking")
@@ -28,17 +28,17 @@ def without_thinking(call: Call, is_left_out: Callable[[Fields], bool]) -> Call:
     """
     if not contains(call.body, _THOUGHT):
         return call
-    try:
-        turns = read_rows(call.body, call.summary.spans["messages"])
+    lacks_thought = False
+
+    def change(turns: list[Row]) -> list[Row]:
+        nonlocal lacks_thought
         kept = [_kept(turn, is_left_out) for turn in turns]
-        if all(one is other for one, other in zip(kept, turns, strict=True)):
-            return call
         lacks_thought = _lacks_thought(turns, kept)
-    except DecodeErrors:
+        return [one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"] != _NOTHING]
+
+    changed = changed_rows(call, "messages", change)
+    if changed is call:
         return call
-    left = [one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"] != _NOTHING]
-    del turns[:], kept[:]
-    changed = with_rows(call, "messages", left)
     if lacks_thought:
         changed = with_value(changed, "thinking", b'{"type":"disabled"}')
     return evolve(changed, is_large=is_large(changed.body))

@@ -21,8 +21,8 @@ from typing import Final
 import msgspec
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.json_object import DecodeErrors, contains, decode, encode
-from manallm_proxy.openai.rows import Row, read_rows, with_rows
+from manallm_proxy.openai.json_object import contains, decode, encode
+from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows
 from manallm_proxy.providers.length import is_unknown
 from manallm_proxy.providers.turns import ORDERS, ordered, refused_order
 
@@ -150,17 +150,7 @@ def without_signatures(call: Call, refusal: bytes) -> Call:
 
 def _changed(call: Call, change: Callable[[Row], Row], refused: Collection[str] = ()) -> Call:
     """`call` with its messages as `change` returns them, in no order that is `refused`; itself if all are the same."""
-    if (span := call.summary.spans.get("messages")) is None:
-        return call
-    try:
-        rows = read_rows(call.body, span)
-        kept = ordered([change(row) for row in rows], refused)
-    except DecodeErrors:  # it is malformed, for the provider to refuse
-        return call
-    if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
-        return call
-    rows.clear()
-    return with_rows(call, "messages", kept)
+    return changed_rows(call, "messages", lambda rows: ordered([change(row) for row in rows], refused))
 
 
 def shortened(row: Row, key: str) -> Row:
@@ -189,7 +179,7 @@ def _kept(row: Row, refused: Collection[str]) -> Row:
         kept = [{key: value for key, value in call.items() if key != _EXTRA} if has_extra else call for call in calls]
         if IDS in refused:
             kept = [shortened(call, "id") for call in kept]
-        if any(one is not other for one, other in zip(kept, calls, strict=True)):
+        if not are_same(kept, calls):
             row = {**row, _CALLS: msgspec.Raw(encode(kept))}
     return row
 

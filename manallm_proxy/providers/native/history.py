@@ -9,14 +9,13 @@ go on thinking after a call of another model that did not ("Expected `thinking` 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.openai.json_object import DecodeErrors, encode_whole
-from manallm_proxy.openai.rows import Row, read_rows, with_rows, with_value
+from manallm_proxy.openai.json_object import encode_whole
+from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows, with_value
 from manallm_proxy.openai.thinking_blocks import without_thinking
 from manallm_proxy.providers.history import (
     note_changes,
@@ -60,12 +59,12 @@ def _unthinking(call: Call) -> Call:
 
 def _with_short_call_ids(call: Call) -> Call:
     """A request of Responses."""
-    return _changed(call, "input", lambda rows: [shortened(row, "call_id") for row in rows])
+    return changed_rows(call, "input", lambda rows: [shortened(row, "call_id") for row in rows])
 
 
 def _with_short_tool_ids(call: Call) -> Call:
     """A request of Messages."""
-    return _changed(call, "messages", lambda rows: [*map(_with_short_ids, rows)])
+    return changed_rows(call, "messages", lambda rows: [*map(_with_short_ids, rows)])
 
 
 def _with_short_ids(turn: Row) -> Row:
@@ -74,23 +73,8 @@ def _with_short_ids(turn: Row) -> Row:
         return turn
     blocks = read_rows(bytes(content))
     kept = [shortened(block, _TOOL_IDS.get(bytes(block.get("type", _NULL)), "")) for block in blocks]
-    if all(one is other for one, other in zip(kept, blocks, strict=True)):
-        return turn
-    return {**turn, "content": msgspec.Raw(encode_whole(kept))}
+    return turn if are_same(kept, blocks) else {**turn, "content": msgspec.Raw(encode_whole(kept))}
 
 
 def _without_reasoning(call: Call) -> Call:
-    return _changed(call, "input", lambda rows: [row for row in rows if row.get("type") != _REASONING])
-
-
-def _changed(call: Call, key: str, change: Callable[[list[Row]], list[Row]]) -> Call:
-    """`call` with its history under `key` changed; itself if it is not, or malformed, or a text."""
-    try:
-        rows = read_rows(call.body, call.summary.spans[key])
-        kept = change(rows)
-    except (*DecodeErrors, KeyError):
-        return call
-    if len(kept) == len(rows) and all(one is other for one, other in zip(kept, rows, strict=True)):
-        return call
-    rows.clear()
-    return with_rows(call, key, kept)
+    return changed_rows(call, "input", lambda rows: [row for row in rows if row.get("type") != _REASONING])
