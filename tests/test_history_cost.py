@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from manallm_proxy.providers.history import short_id
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.histories import MESSAGE, ODD, strict
-from tests.proxy import openai, process, settings
+from tests.proxy import openai, process, proxy, settings
 from tests.stall import peak, raw_post
 from tests.upstreams import Connection, Seen, answers, each, upstream
 
@@ -86,3 +88,20 @@ async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp
             sent = sent.replace(json.dumps(thought, separators=(",", ":")).encode() + b",", b"")
             off = b'{"thinking":{"type":"disabled"},' if is_signed else b"{"
             assert up.posts[-1].body == sent.replace(b"{", off, 1)
+
+
+@pytest.mark.parametrize("size", [100, 60_000])
+async def test_a_long_refusal_is_read_in_a_thread(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 64 KiB takes 6 to 15 ms, whatever the request: a server that quotes prompts lets callers choose it."""
+    threads: list[str] = []
+    reshape = OpenAIWire.reshape
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return reshape(*args)
+
+    monkeypatch.setattr(OpenAIWire, "reshape", noted)
+    async with upstream(each(strict(lambda asked: "no: " + "reasoning " * (size // 10), answers))) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+            assert (await p.chat(model="gpu/m"))[0] == 400
+    assert [name.startswith("large") for name in threads] == [size > 1000]

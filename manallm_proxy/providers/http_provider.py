@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -44,6 +43,8 @@ _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoi
 RESHAPES: Final = 6
 """How often one request is sent again in the form that a refusal asks for: servers name one field at a time."""
 ERROR_LIMIT: Final = 64 * 1024
+_LONG_REFUSAL: Final = 8 * 1024
+"""Above this many bytes, it takes a millisecond or more to find what a refusal is about."""
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
 _EVENT_BYTES: Final = 8 * 1024
@@ -180,11 +181,12 @@ class HttpProvider:
             response.close()
             raise ProxyRefused(self.address.name)
         body, asked = await self._refusal(response, until), call
-        sent = [await offload(call.is_large, _digest, request)]
+        sent = [await offload(call.is_large, request.digest)]
         reshaped: list[Request] = []  # without their contents, each as long as the request
         for _ in range(RESHAPES):
-            again = await offload(call.is_large, self.wire.reshape, asked, entry, response.status, body)
-            if again is None or (form := await offload(call.is_large, _digest, again)) in sent:
+            slow = call.is_large or len(body) > _LONG_REFUSAL
+            again = await offload(slow, self.wire.reshape, asked, entry, response.status, body)
+            if again is None or (form := await offload(call.is_large, again.digest)) in sent:
                 break
             request, asked = again, again.call or asked
             sent.append(form)
@@ -234,14 +236,6 @@ class HttpProvider:
     def _bound(self, call: Call) -> tuple[int, str]:
         """Max bytes of a whole answer, and the configuration key that sets it."""
         return (self.limits.text, "text") if call.endpoint in _TEXTS else (self.limits.body, "body")
-
-
-def _digest(request: Request) -> bytes:
-    """By which a form of a request is known again: none is sent twice."""
-    digest, content = hashlib.blake2b(), request.content
-    for part in (content,) if isinstance(content, bytes) else content.parts:
-        digest.update(part)
-    return digest.digest()
 
 
 @define

@@ -6,6 +6,7 @@ What real servers send, each fact with its source: docs/providers.md.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -36,6 +37,13 @@ class Request:
     def body(self) -> bytes:
         """The content in one piece, which copies a long one."""
         return bytes(self.content)
+
+    def digest(self) -> bytes:
+        """By which a form of a request is known again: none is sent twice."""
+        digest, content = hashlib.blake2b(), self.content
+        for part in (content,) if isinstance(content, bytes) else content.parts:
+            digest.update(part)
+        return digest.digest()
 
 
 class Translator(Protocol):
