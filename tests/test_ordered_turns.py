@@ -80,6 +80,7 @@ CHATS: list[tuple[str, list[Any], list[Any]]] = [
     ("qwen", [{**SYSTEM, "name": "s"}, NOTE, GO], [{**SYSTEM, "name": "s", "content": "S\n\nN"}, GO]),
     ("gemma", [told(""), told(None), told("\ud83d"), told(" ")], [told("\ufffd\n\n ")]),
     ("gemma", [told(""), told([])], [told("")]),
+    ("gemma", [GO, SAID, {"role": "assistant"}, SAID, GO], [GO, {**SAID, "content": "B\n\nB"}, GO]),
     (
         "gemma",
         [told([]), told('"'), {**PARTS, "content": [*PARTS["content"], 1.50]}],

@@ -74,7 +74,7 @@ def _with_one_system(rows: list[Row]) -> list[Row]:
     one that has more than words."""
     is_system = [row.get("role") in _SYSTEMS for row in rows]
     first = is_system.index(False) if False in is_system else len(rows)
-    more = next((n for n in range(1, first) if rows[n].keys() != _PLAIN), first)
+    more = next((n for n in range(1, first) if not rows[n].keys() <= _PLAIN), first)
     head = [_as_one(rows[:more], rows[0])] if more else []
     return head + [{**rows[n], "role": _USER} if is_system[n] else rows[n] for n in range(more, len(rows))]
 
@@ -85,7 +85,7 @@ def _joined(rows: list[Row]) -> list[Row]:
     for row in rows:
         before = groups[-1][-1] if groups else {}
         role = row.get("role")
-        is_plain = before.keys() == _PLAIN and (role == _ASSISTANT or row.keys() == _PLAIN)
+        is_plain = before.keys() <= _PLAIN and (role == _ASSISTANT or row.keys() <= _PLAIN)
         if role in (_USER, _ASSISTANT) and before.get("role") == role and is_plain:
             groups[-1].append(row)
         else:
