@@ -98,7 +98,7 @@ class OpenAIWire:
                 call.endpoint.path, as_structured_output(call, entry.target.model, self._may_ask(call, entry))
             )
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
-        ask = self._may_ask(call, entry) and streams and not call.summary.wants_usage
+        ask = streams and not call.summary.wants_usage and self._may_ask(call, entry)
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def _renamed(self, call: Call, entry: Entry) -> Call:
