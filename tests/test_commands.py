@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy import __version__
 from manallm_proxy.__main__ import parser
 from manallm_proxy.cli import client
 from manallm_proxy.cli.chat import ChatResult, parts
@@ -40,6 +41,15 @@ def test_the_help_of_every_command_fits_one_screen(monkeypatch: pytest.MonkeyPat
         lines = command.format_help().splitlines()
         assert (len(lines) < 24, max(map(len, lines)) <= 80) == (True, True), name
         assert "--help" in command.format_help()
+
+
+def test_every_command_tells_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the program itself does; it is an option of its own, which nobody has to be told of."""
+    [commands] = [action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    for name in ("", *commands):
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args([name, "--version"] if name else ["--version"])
+        assert (ended.value.code, capsys.readouterr().out) == (0, f"manallm-proxy {__version__}\n"), name
 
 
 async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> None:
