@@ -9,7 +9,9 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 from manallm_proxy import __version__
 from manallm_proxy.__main__ import parser
 from manallm_proxy.cli import client
-from manallm_proxy.cli.chat import ChatResult, parts
+from manallm_proxy.cli.chat import ChatResult, parts, report
 from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
 from tests.cases import every
@@ -91,6 +93,19 @@ def test_an_answer_of_another_shape_is_a_break_and_no_traceback() -> None:
         assert str(heard.error).startswith("the answer broke off (")
     heard = ChatResult(0.0)
     assert (list(parts(io.BytesIO(b'data: {"error":"no room"}\n'), heard)), heard.error) == ([], "no room")
+
+
+def test_the_line_behind_an_answer_says_how_fast_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who answered, after how many attempts, the time to the first token, and the rate of those after it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nX-Mana-LLM-Resolved: gpu/m\r\nX-Mana-LLM-Attempts: 2\r\n\r\n")
+        response = HTTPResponse(ours)
+        response.begin()
+        heard = ChatResult(began=10.0, text="Hello", first_at=10.5, last_at=12.5, tokens=41)
+        report(response, heard, False, {})
+        response.close()
+    assert capsys.readouterr().out == "\n-- gpu/m, 2 attempts, first token after 0.50 s, 20 tokens/s\n"
 
 
 async def test_a_chat_that_fails_says_why(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers import model_list
 from manallm_proxy.providers.http_provider import HttpProvider
-from manallm_proxy.providers.model_list import CUT_SHORT, MODELS_LIMIT, ODD_ROWS, TOO_LONG, TOO_MANY
+from manallm_proxy.providers.model_list import CUT_SHORT, ODD_ROWS, TOO_LONG, TOO_MANY
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -85,9 +85,9 @@ def test_a_mark_at_the_start_is_no_part_of_a_list(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", WIRES)
 def test_a_list_is_bounded(kind: str) -> None:
-    """The rest is ignored, and said."""
-    listed = WIRES[kind].listed(listing(kind, *(f"m{number}" for number in range(MODELS_LIMIT + 5))))
-    assert (len(listed.models), listed.fault) == (MODELS_LIMIT, TOO_MANY)
+    """At 10,000 models; the rest is ignored, and said."""
+    listed = WIRES[kind].listed(listing(kind, *(f"m{number}" for number in range(10_005))))
+    assert (len(listed.models), listed.fault) == (10_000, TOO_MANY)
 
 
 MEMBERS = (
