@@ -17,6 +17,7 @@ from manallm_proxy.config.model import Responses
 from manallm_proxy.contract import attempts
 from manallm_proxy.doors.messages import tokens
 from manallm_proxy.gateway import credentials
+from manallm_proxy.http_client import api
 from manallm_proxy.http_server import aiohttp_server
 from manallm_proxy.observe import live_feed, log, request_log
 from manallm_proxy.openai import large, token_counts
@@ -28,6 +29,7 @@ from tests.command import ROOT
 
 README: Final = "README.md"
 ALIASES, API, BOX = "docs/aliases.md", "docs/apis.md", "docs/gpu-box.md"
+CLIENTS, PROVIDERS = "docs/clients.md", "docs/providers.md"
 NGINX, SPEND, WORKERS = "docs/nginx.md", "docs/spend.md", "docs/several-workers.md"
 DAY_IN_MS: Final = 24 * 3600 * 1000
 
@@ -65,6 +67,8 @@ FIGURES: Final[tuple[tuple[str, str, object, object], ...]] = (
     (BOX, "longer than the entry's `max_wait` (1 s) moves on at once",
      attrs.fields_dict(EntryGiven)["max_wait"].default, 1),
     (BOX, "less than 90 % of its bytes in VRAM", residency.VRAM_WHOLE, 0.9),
+    (CLIENTS, "ends 200 ms behind its error", aiohttp_server.LINGER, 0.2),
+    (PROVIDERS, "Ours are kept for 4 s", api.KEEP_ALIVE_TIMEOUT, 4),
     (NGINX, "below the proxy's own 75 s", aiohttp_server.KEEP_ALIVE, 75),
     (SPEND, "four bytes of a prompt or a whole answer per token, and 200 of a stream",
      (token_counts.BYTES_PER_TOKEN, token_counts.STREAMED_BYTES_PER_TOKEN), (4, 200)),

@@ -161,13 +161,14 @@ async def test_a_changed_provider_begins_anew(tmp_path: Path) -> None:
         await closed(before)
 
 
-async def test_listen_cannot_be_reloaded(tmp_path: Path) -> None:
-    """Refused loudly, and nothing else of that file is taken either."""
+async def test_what_is_read_at_the_start_only_cannot_be_reloaded(tmp_path: Path) -> None:
+    """Refused loudly, each by its name, and nothing else of that file is taken either."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
-        p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}))
+        p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}, limits={"header": "8KiB"}))
         await p.app.reload()
         assert list(p.app.generation.providers) == ["gpu"]
-        assert "restart to change" in p.log.getvalue()
+        for key in ("listen.port", "limits.header"):
+            assert f"{key}: cannot be changed by a reload; restart to change it" in p.log.getvalue()
 
 
 @pytest.mark.parametrize(
