@@ -202,6 +202,16 @@ async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None)
             assert "Did you mean mana/test?" in told.value.message
 
 
+async def test_without_defaults_a_whole_name_is_needed(tmp_path: Path) -> None:
+    """Neither a default alias nor a default provider: no name and a bare one are 404, an answer and no bug of ours."""
+    config = settings({"gpu": openai("http://127.0.0.1:9")})
+    del config["default"]
+    async with proxy(config, tmp_path) as p:
+        for asked in ("", "gemma3:4b"):
+            code, body, _ = await p.chat(model=asked)
+            assert (code, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model")
+
+
 async def test_what_a_name_means_is_remembered_within_bounds_and_not_where_lists_decide(tmp_path: Path) -> None:
     """A thousand names are made once each; one with Ollama's tag is looked up in the provider's list every time."""
     async with proxy(settings({"gpu": openai("http://127.0.0.1:9")}), tmp_path) as p:
