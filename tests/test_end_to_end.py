@@ -304,6 +304,7 @@ async def test_429_cools_the_target_and_is_no_failure(tmp_path: Path) -> None:
             assert [(await p.chat())[2]["x-mana-llm-attempts"] for _ in range(2)] == ["2", "1"]
             _, health = await p.get("/v1/health")
             assert health["providers"]["gpu"]["status"] == "cooling"
+            assert health["providers"]["gpu"]["targets"]["m"]["cooling_until"]
             assert health["providers"]["gpu"]["consecutive_failures"] == 0
             code, body, headers = await p.chat(model="gpu/m")
             assert (code, body["error"]["attempts"][0]["reason"]) == (429, "cooling")

@@ -32,6 +32,26 @@ async def test_what_is_down_is_listed_no_more(tmp_path: Path) -> None:
             assert (code, health["status"]) == (503, "unhealthy")
 
 
+async def test_a_model_is_found_by_every_name_that_a_request_may_use(tmp_path: Path) -> None:
+    """What its provider's list lacks is not; without a list it may be there. Nobody is asked for any of it."""
+    async with upstream(each(answers), ["m"]) as gpu, upstream(each(answers)) as silent:
+        silent.probe_status = "404 Not Found"
+        keyless = openai(gpu.url, api_key="${NOSUCH}")
+        config = settings({"gpu": openai(gpu.url), "silent": openai(silent.url), "keyless": keyless}, ["gpu/m"])
+        async with proxy({**config, "default_provider": "gpu"}, tmp_path) as p:
+            asked = len(gpu.seen) + len(silent.seen)
+            found = {"mana/test": "manallm", "gpu/m": "gpu", "m": "gpu", "silent/any/thing": "silent"}
+            for name, owner in found.items():
+                code, row = await p.get(f"/v1/models/{name}")
+                assert (code, row["id"], row["owned_by"]) == (200, name, owner)
+            for name in ("mana/nosuch", "gpu/other", "other", "keyless/m", "nosuch/m"):
+                code, body = await p.get(f"/v1/models/{name}")
+                assert (code, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model"), name
+            for path in ("/v1/models", "/v1/aliases", "/v1/health", "/health", "/readyz"):
+                assert (await p.get(path))[0] == 200
+            assert len(gpu.seen) + len(silent.seen) == asked
+
+
 async def test_a_request_in_flight_is_counted_until_it_ends(tmp_path: Path) -> None:
     """At its provider, in /v1/health."""
     async with upstream(each(endless)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
