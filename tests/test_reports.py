@@ -47,6 +47,9 @@ async def test_a_model_is_found_by_every_name_that_a_request_may_use(tmp_path: P
             for name in ("mana/nosuch", "gpu/other", "other", "keyless/m", "nosuch/m"):
                 code, body = await p.get(f"/v1/models/{name}")
                 assert (code, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model"), name
+            _, health = await p.get("/v1/health")
+            row = health["providers"]["keyless"]
+            assert (row["status"], row["reason"]) == ("unconfigured", "NOSUCH is not set")
             for path in ("/v1/models", "/v1/aliases", "/v1/health", "/health", "/readyz"):
                 assert (await p.get(path))[0] == 200
             assert len(gpu.seen) + len(silent.seen) == asked
