@@ -274,6 +274,22 @@ async def test_a_page_for_a_list_leaves_the_provider_in_use(tmp_path: Path) -> N
             assert p.log.getvalue().count("model list not read") == 1
 
 
+async def test_all_are_probed_at_once(tmp_path: Path) -> None:
+    """One that is slow delays no other: here each answers only once all have been asked."""
+    all_asked = asyncio.Barrier(3)
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await all_asked.wait()
+            await connection.upstream.probe(connection)
+
+    async with upstream(script) as a, upstream(script) as b, upstream(script) as c:
+        providers = {name: openai(each.url) for name, each in (("a", a), ("b", b), ("c", c))}
+        async with proxy(settings(providers), tmp_path) as p:
+            _, health = await p.get("/v1/health")
+    assert {name: row["status"] for name, row in health["providers"].items()} == dict.fromkeys(providers, "healthy")
+
+
 async def test_a_server_with_one_thread_stays_well_while_it_answers(tmp_path: Path) -> None:
     """No probe gets an answer while a stream of ours runs: it is at work, not dead."""
 
