@@ -91,7 +91,10 @@ async def test_each_request_with_its_attempts(tmp_path: Path) -> None:
             assert (first["id"], first["alias"], first["target"]) == ("mine-False", "mana/test", "good/m")
             assert (first["door"], first["outcome"], first["key"]) == ("chat/completions", "ok", None)
             assert first["first_byte_ms"] <= first["ms"]
-            assert "attempts" not in first
+            assert first.keys() == {
+                *("id", "time", "door", "model", "alias", "target", "outcome", "status", "error", "key", "stream"),
+                *("ms", "first_byte_ms", "tokens", "passed", "cache", "cost_usd", "avoided_usd"),
+            }
             code, one = await p.get("/v1/requests/mine-False")
             assert (code, {**one, "attempts": None}) == (200, {**first, "attempts": None})
             assert [(line["model"], line["reason"]) for line in one["attempts"]] == [
