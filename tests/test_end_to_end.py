@@ -115,6 +115,8 @@ async def test_when_nobody_can_answer_the_503_says_why(tmp_path: Path) -> None:
             ]
             assert error["attempts"][0]["detail"] == "refused"
             assert 1 <= int(headers["retry-after"]) <= 60
+            code, body, _ = await p.chat(model="gpu/m")  # by its own name: 429 is for limits alone
+            assert (code, body["error"]["code"], len(body["error"]["attempts"])) == (503, "no_healthy_provider", 1)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
