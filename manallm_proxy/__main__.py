@@ -25,12 +25,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="manallm-proxy", description="One OpenAI-shaped server in front of all your models."
     )
-    top.add_argument("--version", action="version", version=f"manallm-proxy {__version__}")
+    version = f"manallm-proxy {__version__}"
+    top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, what: str) -> argparse.ArgumentParser:
         """Adds one. `what` it does stands in the list of all, and above its own options."""
-        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}")
+        made = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}")
+        made.add_argument("--version", action="version", version=version, help=argparse.SUPPRESS)
+        return made
 
     serve = command("serve", "run the proxy")
     _config(serve)

@@ -9,15 +9,18 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manallm_proxy import __version__
 from manallm_proxy.__main__ import parser
 from manallm_proxy.cli import client
-from manallm_proxy.cli.chat import ChatResult, parts
+from manallm_proxy.cli.chat import ChatResult, parts, report
 from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
 from tests.cases import every
@@ -40,6 +43,15 @@ def test_the_help_of_every_command_fits_one_screen(monkeypatch: pytest.MonkeyPat
         lines = command.format_help().splitlines()
         assert (len(lines) < 24, max(map(len, lines)) <= 80) == (True, True), name
         assert "--help" in command.format_help()
+
+
+def test_every_command_tells_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the program itself does; it is an option of its own, which nobody has to be told of."""
+    [commands] = [action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    for name in ("", *commands):
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args([name, "--version"] if name else ["--version"])
+        assert (ended.value.code, capsys.readouterr().out) == (0, f"manallm-proxy {__version__}\n"), name
 
 
 async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> None:
@@ -81,6 +93,19 @@ def test_an_answer_of_another_shape_is_a_break_and_no_traceback() -> None:
         assert str(heard.error).startswith("the answer broke off (")
     heard = ChatResult(0.0)
     assert (list(parts(io.BytesIO(b'data: {"error":"no room"}\n'), heard)), heard.error) == ([], "no room")
+
+
+def test_the_line_behind_an_answer_says_how_fast_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who answered, after how many attempts, the time to the first token, and the rate of those after it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nX-Mana-LLM-Resolved: gpu/m\r\nX-Mana-LLM-Attempts: 2\r\n\r\n")
+        response = HTTPResponse(ours)
+        response.begin()
+        heard = ChatResult(began=10.0, text="Hello", first_at=10.5, last_at=12.5, tokens=41)
+        report(response, heard, False, {})
+        response.close()
+    assert capsys.readouterr().out == "\n-- gpu/m, 2 attempts, first token after 0.50 s, 20 tokens/s\n"
 
 
 async def test_a_chat_that_fails_says_why(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from manallm_proxy.config.described import FILES, described
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.targets import Target
+from tests.proxy import written
 
 Load = Callable[[str], Config]
 PROVIDERS = "providers: {ollama: {kind: ollama}}\n"
@@ -71,6 +75,34 @@ def test_what_is_not_given_is_not_assumed(loaded: Load) -> None:
     provider = loaded(text).providers["box"]
     assert (provider.local, provider.client_options) == (True, True)
     assert loaded("providers: {b: {kind: openai, base_url: 'http://b', local: true}}\naliases: {}").providers["b"].local
+
+
+SHOWN_DEFAULTS = {
+    "providers": (
+        *("api", "client_options", "degraded_cpu", "extra_retryable_statuses", "local", "stream_usage", "verify_tls"),
+    ),
+    "chain": ("cold", "max_wait"),
+    "any": ("strategy",),
+}  # fmt: skip
+"""Keys of a provider, an entry and a tier that the shipped files show with their defaults."""
+
+
+def test_a_default_is_what_the_shipped_files_show(loaded: Load) -> None:
+    """To say it makes no difference."""
+    shown = {key.place[-1]: key.value for name in FILES for key in described(name).keys}
+
+    def config(place: str = "", **said: Any) -> Config:
+        provider = {"kind": "ollama", **(said if place == "providers" else {})}
+        entry = {"target": "ollama/m", **(said if place == "chain" else {})}
+        tier = {"any": ["ollama/n", "ollama/o"], **(said if place == "any" else {})}
+        return loaded(written({"providers": {"ollama": provider}, "aliases": {"mana/a": {"chain": [entry, tier]}}}))
+
+    for place, names in SHOWN_DEFAULTS.items():
+        for name in names:
+            assert config(place, **{name: yaml.safe_load(shown[name])}) == config(), name
+    provider = config().providers["ollama"]
+    assert provider.base_url == "http://127.0.0.1:11434"
+    assert provider.extra_retryable_statuses == {408, 498}
 
 
 def test_an_empty_answer_may_move_on(loaded: Load) -> None:

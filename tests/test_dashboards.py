@@ -26,6 +26,9 @@ from tests.upstreams import answers, each, status, upstream
 RULES = ROOT / "config/prometheus/rules.yml"
 DASHBOARD = ROOT / "config/grafana/manallm.json"
 METRIC = re.compile(r"\b(?:mana_llm|process)_\w+")
+PROSE = "\n".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+OF_SEVERAL = {"mana_llm_worker_up"}
+"""What only a proxy of several workers has; `test_docs` plays the page that shows it."""
 OF_PROMETHEUS = {"instance", "job", "le"}
 """Labels that a scrape adds, or a histogram."""
 
@@ -61,6 +64,8 @@ async def test_every_metric_is_there_from_the_start(tmp_path: Path) -> None:
             told = set(re.findall(r"^# HELP (\S+)", await response.text(), re.MULTILINE))
     wanted = {base(metric, told) for expression in expressions() for metric in METRIC.findall(expression)}
     assert wanted - told == set()
+    named = {base(metric, told) for metric in re.findall(r"\bmana_llm_[a-z_]+[a-z]\b(?!\W*')", PROSE)}
+    assert named - told - OF_SEVERAL == set()
 
 
 async def test_every_label_is_one_of_its_metrics(tmp_path: Path) -> None:
@@ -95,6 +100,10 @@ async def test_every_label_is_one_of_its_metrics(tmp_path: Path) -> None:
         used = METRIC.findall(expression)
         known = set().union(*(found[metric] for metric in used), OF_PROMETHEUS)
         assert labels_of(expression) <= known, expression
+    shown = re.findall(r"`(?:mana_llm_)?([a-z_]+)\{([a-z_,]+)\}", PROSE)
+    told = {name: set(labels.split(",")) for name, labels in shown if f"mana_llm_{name}" in found}
+    assert len(told) > 5
+    assert told == {name: found[f"mana_llm_{name}"] for name in told}
 
 
 def test_reasons_in_alerts_are_words_of_ours() -> None:

@@ -264,7 +264,7 @@ STATUSES: list[tuple[str, int, str]] = [
 
 @pytest.mark.parametrize(("line", "code", "kind"), STATUSES)
 async def test_providers_refusals_in_anthropics_form(line: str, code: int, kind: str, tmp_path: Path) -> None:
-    """With the message of the provider, and the request's id in body and head."""
+    """With the message of the provider, the request's id in body and head, and all that OpenAI's form has besides."""
     body = {"error": {"message": "as you asked", "type": "x", "code": None}}
     async with upstream(each(status(line, body))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         for stream in (False, True):
@@ -272,8 +272,13 @@ async def test_providers_refusals_in_anthropics_form(line: str, code: int, kind:
             told = json.loads(raw)
             assert (got, told["type"], told["error"]["type"]) == (code, "error", kind)
             assert told["request_id"] == headers["request-id"] == headers["x-request-id"]
+            assert {"message", "code", "param", "source"} <= told["error"].keys()
             if code in (429, 503):
                 assert told["error"]["attempts"][0]["model"] == "gpu/m"
+                assert told["error"]["source"] == "manallm-proxy"
+            else:
+                whose = [told["error"][name] for name in ("source", "provider", "target")]
+                assert whose == ["provider", "gpu", "gpu/m"]
             if 400 <= code < 500 and code != 429:
                 assert "as you asked" in told["error"]["message"]
 

@@ -98,8 +98,12 @@ async def test_every_kind_answers(kind: str, tmp_path: Path) -> None:
             if kind == "ollama":
                 assert "".join(words(row, "thinking") for row in rows) == words(whole, "thinking") == "hm"
         if kind != "openai":  # whose script gives one vector for two inputs
-            code, body, _ = await ask(p, "/api/embed", input=["a", "b"])
-            assert (code, json.loads(body)["embeddings"]) == (200, [[0.5, -0.25]] * 2)
+            code, body, _ = await ask(p, "/api/embed", input=["a", "b"], dimensions=2)
+            whole = json.loads(body)
+            assert (code, whole["model"], whole["embeddings"]) == (200, "p/m", [[0.5, -0.25]] * 2)
+            assert whole.keys() == {"model", "embeddings", "total_duration", "load_duration", "prompt_eval_count"}
+            if kind == "ollama":
+                assert (server.posts[-1].json["dimensions"], whole["prompt_eval_count"]) == (2, 2)
         code, body, _ = await ask(p, "/api/embeddings", prompt="a")
         assert (code, json.loads(body)) == (200, {"embedding": [0.5, -0.25]})
         metrics = (await (await p.client.get(f"{p.url}/metrics")).read()).decode()
@@ -740,6 +744,8 @@ async def test_lists(tmp_path: Path) -> None:
                 assert len(row["digest"]) == 64 and row["modified_at"].endswith("Z") and row["size"] == 0
                 code, shown, _ = await p.post("/api/show", {"model": row["name"]})
                 assert (code, shown["capabilities"]) == (200, row["capabilities"])
+                assert shown["details"].items() >= {**row["details"], "families": ["manallm"]}.items()
+                assert shown.keys() >= {"model_info", "template", "modelfile", "parameters", "modified_at"}
             for name in ("cloud/m:latest", "cloud/m", "cloud/Org/M:latest"):
                 assert (await p.chat(model=name))[0] == 200
                 assert cloud.posts[-1].json["model"] == name.removeprefix("cloud/").removesuffix(":latest")

@@ -458,6 +458,8 @@ async def test_a_heartbeat_is_an_event_between_two_others() -> None:
     data += door.reply.events(StreamBatch(deltas=(Delta(content="lo", finish="stop"),))) + door.reply.end(None)
     events = checked(data)
     assert kinds(events).count("in_progress") == 2
+    responses = [event["response"] for event in events if event["type"] == "response.in_progress"]
+    assert responses[0] == responses[1]
     assert output(events)[0]["content"][0]["text"] == "Hello"
 
 

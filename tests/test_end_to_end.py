@@ -60,6 +60,7 @@ async def test_a_stream_is_relayed_chunk_by_chunk(tmp_path: Path) -> None:
             assert response.headers["X-Mana-LLM-Resolved"] == "gpu/m"
             assert response.headers["Content-Type"] == "text/event-stream"
             assert response.headers["X-Accel-Buffering"] == "no"
+            assert response.headers["Cache-Control"] == "no-cache"
             go.set()
             rest = await response.read()
         assert rest.endswith(DONE)
@@ -114,6 +115,8 @@ async def test_when_nobody_can_answer_the_503_says_why(tmp_path: Path) -> None:
             ]
             assert error["attempts"][0]["detail"] == "refused"
             assert 1 <= int(headers["retry-after"]) <= 60
+            code, body, _ = await p.chat(model="gpu/m")  # by its own name: 429 is for limits alone
+            assert (code, body["error"]["code"], len(body["error"]["attempts"])) == (503, "no_healthy_provider", 1)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -292,18 +295,24 @@ async def test_fallback_on_moves_on_and_says_so(tmp_path: Path) -> None:
 
 
 async def test_429_cools_the_target_and_is_no_failure(tmp_path: Path) -> None:
-    """The next request skips it until its Retry-After."""
+    """The next request skips it until its Retry-After. Who named it gets the 429, who named an alias a 503."""
     async with (
         upstream(each(status("429 Too Many", extra="Retry-After: 7\r\n"))) as gpu,
         upstream(each(answers)) as cloud,
     ):
-        async with proxy(settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)}), tmp_path) as p:
+        config = settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)})
+        config["aliases"]["mana/alone"] = {"chain": ["gpu/m"]}
+        async with proxy(config, tmp_path) as p:
             assert [(await p.chat())[2]["x-mana-llm-attempts"] for _ in range(2)] == ["2", "1"]
             _, health = await p.get("/v1/health")
             assert health["providers"]["gpu"]["status"] == "cooling"
+            assert health["providers"]["gpu"]["targets"]["m"]["cooling_until"]
             assert health["providers"]["gpu"]["consecutive_failures"] == 0
             code, body, headers = await p.chat(model="gpu/m")
             assert (code, body["error"]["attempts"][0]["reason"]) == (429, "cooling")
+            assert 1 <= int(headers["retry-after"]) <= 7
+            code, body, headers = await p.chat(model="mana/alone")
+            assert (code, body["error"]["attempts"][0]["reason"]) == (503, "cooling")
             assert 1 <= int(headers["retry-after"]) <= 7
 
 

@@ -247,6 +247,7 @@ async def test_head(tmp_path: Path) -> None:
     async with proxy(settings(LOOP), tmp_path) as p:
         async with p.client.head(f"{p.url}/v1/events") as response:
             assert (response.status, response.content_type) == (200, "text/event-stream")
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert not p.app.feed.readers
 
 

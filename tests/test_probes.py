@@ -19,7 +19,7 @@ from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers import model_list
 from manallm_proxy.providers.http_provider import HttpProvider
-from manallm_proxy.providers.model_list import CUT_SHORT, MODELS_LIMIT, ODD_ROWS, TOO_LONG, TOO_MANY
+from manallm_proxy.providers.model_list import CUT_SHORT, ODD_ROWS, TOO_LONG, TOO_MANY
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -85,9 +85,9 @@ def test_a_mark_at_the_start_is_no_part_of_a_list(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", WIRES)
 def test_a_list_is_bounded(kind: str) -> None:
-    """The rest is ignored, and said."""
-    listed = WIRES[kind].listed(listing(kind, *(f"m{number}" for number in range(MODELS_LIMIT + 5))))
-    assert (len(listed.models), listed.fault) == (MODELS_LIMIT, TOO_MANY)
+    """At 10,000 models; the rest is ignored, and said."""
+    listed = WIRES[kind].listed(listing(kind, *(f"m{number}" for number in range(10_005))))
+    assert (len(listed.models), listed.fault) == (10_000, TOO_MANY)
 
 
 MEMBERS = (
@@ -272,6 +272,22 @@ async def test_a_page_for_a_list_leaves_the_provider_in_use(tmp_path: Path) -> N
             assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["status"] == "healthy"
             assert [row["id"] for row in (await p.get("/v1/models"))[1]["data"]] == ["mana/test"]
             assert p.log.getvalue().count("model list not read") == 1
+
+
+async def test_all_are_probed_at_once(tmp_path: Path) -> None:
+    """One that is slow delays no other: here each answers only once all have been asked."""
+    all_asked = asyncio.Barrier(3)
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await all_asked.wait()
+            await connection.upstream.probe(connection)
+
+    async with upstream(script) as a, upstream(script) as b, upstream(script) as c:
+        providers = {name: openai(each.url) for name, each in (("a", a), ("b", b), ("c", c))}
+        async with proxy(settings(providers), tmp_path) as p:
+            _, health = await p.get("/v1/health")
+    assert {name: row["status"] for name, row in health["providers"].items()} == dict.fromkeys(providers, "healthy")
 
 
 async def test_a_server_with_one_thread_stays_well_while_it_answers(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def test_it_takes_the_descriptors_that_it_may_have(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) -> None:
-    """Not ready at once; the open stream ends well; no new connection; exit code 0."""
+    """Not ready at once; the open stream ends well; no new connection; exit code 0; a line of the log for each turn."""
     async with upstream(each(endless)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         async with aiohttp.ClientSession() as client:
             async with client.post(f"{running.url}/v1/chat/completions", json={**HI, "stream": True}) as response:
@@ -76,6 +76,11 @@ async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) 
                 gpu.go.set()
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
             assert await asyncio.wait_for(running.child.wait(), 40) == 0
+            await running.logs('"event":"stopped"')
+        life = [
+            word for line in running.output if (word := json.loads(line)["event"]) in ("started", "draining", "stopped")
+        ]
+        assert life == ["started", "draining", "stopped"]
 
 
 def _children(pid: int) -> list[int]:

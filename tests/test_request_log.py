@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import UnknownRoute
 from manallm_proxy.contract.events import RequestEnded
+from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.request_log import KEPT, RequestLog
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, status, upstream
@@ -49,6 +52,22 @@ def test_half_a_character_can_be_shown() -> None:
     assert log.rows()[0]["model"] == "a?b"
 
 
+def test_an_attempt_has_its_time_on_the_requests_own_line() -> None:
+    """In milliseconds since the request came: one that failed, one that was skipped, and the one at which it ended."""
+    log = RequestLog(lambda: 0.0)
+    passed = [
+        AttemptRecord("a/m", "http_5xx", 500, "status 500", 0.25, 100.5),
+        AttemptRecord("b/m", "cooling", at=100.75),
+    ]
+    log(ended("1", log=passed, started=100.0, last=Target("c", "m"), last_at=100.875, duration=1.0, outcome="ok"))
+    [row] = log.rows()
+    assert row["attempts"] == [
+        {"model": "a/m", "reason": "http_5xx", "detail": "status 500", "at_ms": 500.0, "ms": 250.0},
+        {"model": "b/m", "reason": "cooling", "detail": None, "at_ms": 750.0, "ms": None},
+        {"model": "c/m", "reason": None, "detail": None, "at_ms": 875.0, "ms": 125.0},
+    ]
+
+
 async def test_each_request_with_its_attempts(tmp_path: Path) -> None:
     """Which target failed, was skipped, served, and when; no prompt and no answer."""
     async with upstream(each(status("503 No", {"error": {"message": "busy"}}))) as bad, upstream(each(answers)) as good:
@@ -72,7 +91,10 @@ async def test_each_request_with_its_attempts(tmp_path: Path) -> None:
             assert (first["id"], first["alias"], first["target"]) == ("mine-False", "mana/test", "good/m")
             assert (first["door"], first["outcome"], first["key"]) == ("chat/completions", "ok", None)
             assert first["first_byte_ms"] <= first["ms"]
-            assert "attempts" not in first
+            assert first.keys() == {
+                *("id", "time", "door", "model", "alias", "target", "outcome", "status", "error", "key", "stream"),
+                *("ms", "first_byte_ms", "tokens", "passed", "cache", "cost_usd", "avoided_usd"),
+            }
             code, one = await p.get("/v1/requests/mine-False")
             assert (code, {**one, "attempts": None}) == (200, {**first, "attempts": None})
             assert [(line["model"], line["reason"]) for line in one["attempts"]] == [
@@ -169,6 +191,18 @@ async def test_elsewhere_without_keys(tmp_path: Path, status_page: bool, monkeyp
             code, body = await p.get(path)
             assert code == (200 if status_page else 403)
             assert status_page or "status_page" in body["error"]["message"]
+
+
+async def test_elsewhere_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it does not matter where a connection comes from: the page opens, and its data to an admin's key."""
+    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_on_this_machine", lambda request: False)
+    root = {"name": "root", "sha256": hashlib.sha256(b"root").hexdigest(), "admin": True}
+    async with proxy(settings(LOOP, auth={"keys": [root]}), tmp_path) as p:
+        async with p.client.get(p.url, headers={"Accept": "text/html"}) as response:
+            assert (response.status, response.content_type) == (200, "text/html")
+        for path in ("/v1/requests", "/v1/explain?model=mana/test"):
+            async with p.client.get(p.url + path, headers={"Authorization": "Bearer root"}) as response:
+                assert response.status == 200
 
 
 async def test_other_origins_may_not_look(tmp_path: Path) -> None:

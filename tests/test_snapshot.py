@@ -161,13 +161,14 @@ async def test_a_changed_provider_begins_anew(tmp_path: Path) -> None:
         await closed(before)
 
 
-async def test_listen_cannot_be_reloaded(tmp_path: Path) -> None:
-    """Refused loudly, and nothing else of that file is taken either."""
+async def test_what_is_read_at_the_start_only_cannot_be_reloaded(tmp_path: Path) -> None:
+    """Refused loudly, each by its name, and nothing else of that file is taken either."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
-        p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}))
+        p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}, limits={"header": "8KiB"}))
         await p.app.reload()
         assert list(p.app.generation.providers) == ["gpu"]
-        assert "restart to change" in p.log.getvalue()
+        for key in ("listen.port", "limits.header"):
+            assert f"{key}: cannot be changed by a reload; restart to change it" in p.log.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,16 @@ async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None)
             generation.resolve(asked)
         if asked.startswith("mana/"):
             assert "Did you mean mana/test?" in told.value.message
+
+
+async def test_without_defaults_a_whole_name_is_needed(tmp_path: Path) -> None:
+    """Neither a default alias nor a default provider: no name and a bare one are 404, an answer and no bug of ours."""
+    config = settings({"gpu": openai("http://127.0.0.1:9")})
+    del config["default"]
+    async with proxy(config, tmp_path) as p:
+        for asked in ("", "gemma3:4b"):
+            code, body, _ = await p.chat(model=asked)
+            assert (code, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model")
 
 
 async def test_what_a_name_means_is_remembered_within_bounds_and_not_where_lists_decide(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ async def test_a_browser_gets_the_page_and_others_what_they_got(tmp_path: Path) 
         for accept in ("*/*", "application/json", ""):
             async with p.client.get(p.url, headers={"Accept": accept}) as response:
                 assert (await response.json())["name"] == "manallm-proxy"
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
         for path in ("/", *(f"/page/{name}" for name in NAMES if name != "index.html")):
             async with p.client.get(p.url + path, headers={"Accept": BROWSER}) as response:
                 assert response.status == 200, path

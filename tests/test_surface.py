@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.proxy import BIG, POST, Proxy, everything, openai, proxy, settings
+from tests.proxy import BIG, HI, POST, Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 from tests.waiting import until
 
@@ -73,6 +73,18 @@ async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
             assert (await response.json())["error"]["code"] == "method_not_allowed"
         code, body, _ = await p.post("/v1/nosuch", {})
         assert (code, "/v1/chat/completions" in body["error"]["message"]) == (404, True)
+
+
+@pytest.mark.built_in
+async def test_a_request_has_the_clients_id(tmp_path: Path) -> None:
+    """If that is 1 to 128 visible characters of ASCII; else a new one. The provider gets the same."""
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        for given, kept in (("x", True), ("~" * 128, True), ("~" * 129, False), ("a b", False), ("", False)):
+            _, _, headers = await p.post("/v1/chat/completions", HI, headers={"X-Request-Id": given})
+            assert (headers["x-request-id"] == given) is kept, given
+            assert gpu.posts[-1].headers["x-request-id"] == headers["x-request-id"]
+        ids = {(await p.chat())[2]["x-request-id"] for _ in range(3)}
+        assert len(ids) == 3
 
 
 STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {

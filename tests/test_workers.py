@@ -223,6 +223,14 @@ async def test_one_finds_a_dead_target_for_all(tmp_path: Path) -> None:
             await holds(lambda: target_is("healthy"))
             assert len(lines(running, "health", now="unhealthy")) == 1
             assert len(lines(running, "health", now="healthy")) == 1
+            await gpu.stop()
+            await spare.stop()
+
+            async def are_down() -> bool:
+                await chat(running.url)
+                return (await get(running.url, "/v1/health"))[0] == 503
+
+            await holds(are_down)
 
 
 async def test_a_new_worker_knows_what_the_others_know(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[tupl
                 options = [
                     (option, each.help or "", each.dest in ("config", "credentials"))
                     for each in command._actions
+                    if each.help != argparse.SUPPRESS
                     for option in each.option_strings
                     if option.startswith("--")
                 ]

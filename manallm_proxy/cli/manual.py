@@ -47,7 +47,7 @@ def command_page(parser: argparse.ArgumentParser) -> str:
     for name, command in commands.choices.items():
         lines += [f".SS {name}", _sentence(helps[name])]
         for action in command._actions:
-            if action.dest != "help":
+            if action.dest not in ("help", "version"):
                 lines += [".TP", _named(action), _text(_help(command, action))]
     lines += [".SH ENVIRONMENT"]
     for names, what in _VARIABLES.items():

@@ -295,7 +295,9 @@ class Gateway:
     async def _root(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
         if wants_html(request):
             return await self.operators.root(request)
-        return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
+        response = self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
+        response.headers["X-Content-Type-Options"] = "nosniff"  # as on the page at the same address
+        return response
 
 
 def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:

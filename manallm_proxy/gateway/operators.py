@@ -126,7 +126,7 @@ class Operators:
         self.access.check(request)
         headers = {**self.renderer.common_headers(request), "X-Content-Type-Options": "nosniff"}
         if request.method == "HEAD":
-            return self.renderer.raw(request, b"", "text/event-stream")
+            return await self.renderer.long(request, b"", "text/event-stream", _HEADERS)
         if self.serving.draining:
             raise ShuttingDown("the proxy is shutting down", retry_after=1.0)
         if len(self.feed.readers) >= READERS_LIMIT:
