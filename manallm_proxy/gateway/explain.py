@@ -69,14 +69,17 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     def gate(entry: Entry, last: bool) -> Skip | None:
         return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
+    def may_serve(entry: Entry) -> bool:
+        return generation.config.providers[entry.target.provider].kind != "loopback" and gate(entry, True) is None
+
     able = set(map(id, capable))
-    walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate)
+    walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate, may_serve)
 
     def row(entry: Entry) -> dict[str, Any]:
         if id(entry) not in able:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}
-        return _row(generation, entry, walk.refusal(entry, is_last=entry is capable[-1]))
+        return _row(generation, entry, walk.refusal(entry))
 
     rows = [row(entry) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)

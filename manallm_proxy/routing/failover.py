@@ -17,8 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import evolve, field
 
@@ -28,6 +27,7 @@ from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, Pr
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.contract.tracebacks import clear_tracebacks
+from manallm_proxy.routing.attempt import Attempt
 from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
@@ -38,50 +38,6 @@ HEDGED: Final = "hedged"
 """The log's reason for the loser of two hedged attempts, which did nothing wrong."""
 
 
-@define(eq=False)
-class Attempt(Generic[T]):
-    """A successful attempt. It owns its permit and its stream from the end of the walk to the end of the answer.
-
-    ``async with`` closes the stream and releases the permit. Call `served` or `failed` before that; without either,
-    nobody is blamed, since the client left.
-    """
-
-    entry: Entry
-    value: T
-    _permit: Permit
-    _registry: HealthRegistry
-    _aclose: Callable[[], Awaitable[None]] | None = None
-
-    def began(self) -> None:
-        """The answer has begun: a half-open circuit's trial has succeeded."""
-        self._registry.began(self.entry.target, self._permit)
-
-    def served(self) -> None:
-        """The answer is complete."""
-        self._registry.served(self.entry.target, self._permit)
-
-    def failed(self, error: ProviderError) -> None:
-        """The answer broke off; ``error.blame`` says what counts as failed."""
-        error.target = str(self.entry.target)
-        self._registry.failed(self.entry.target, self._permit, error)
-
-    async def aclose(self) -> None:
-        """Harmless when repeated."""
-        try:
-            if self._aclose is not None:
-                await self._aclose()
-        finally:
-            self._permit.released()
-
-    async def __aenter__(self) -> Attempt[T]:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
 @define
 class Walk:
     """One request's way along its chain. ``log`` can be read at any time, even after the walk was cancelled."""
@@ -90,7 +46,9 @@ class Walk:
     registry: HealthRegistry
     request_id: str
     gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
-    """Checks beyond health: (entry, whether it is the chain's last) -> why to skip it now, or None."""
+    """Checks beyond health: (entry, whether it `is_last`) -> why to skip it now, or None."""
+    may_serve: Callable[[Entry], bool] | None = None
+    """Whether these checks would let a last entry pass now, without their side effects; None: it does not matter."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
@@ -112,7 +70,7 @@ class Walk:
         `ask` makes one attempt; `aclose` closes what it returned. `asked`: the request's name for the chain, for the
         error message. Raises NoProvider, or the ProviderError that ends the walk (4).
         """
-        clock, last = self.registry.clock, self.chain.entries[-1]
+        clock = self.registry.clock
         until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain.entries:
             if self._hedged and self._is_hedged(entry):
@@ -121,7 +79,7 @@ class Walk:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
                 continue
             # 1
-            verdict = self._verdict(entry, is_last=entry is last)
+            verdict = self._verdict(entry)
             if isinstance(verdict, Skip):
                 self._skip(entry, verdict)
                 continue
@@ -212,14 +170,12 @@ class Walk:
 
     def _spare(self, first: Entry) -> tuple[Entry, Permit] | None:
         """The next member of the tier that may be asked now."""
-        entries, last = self.chain.entries, self.chain.entries[-1]
-        at = next(n for n, entry in enumerate(entries) if entry is first)
-        for entry in entries[at + 1 :]:
+        for entry in self._behind(first):
             if entry.tier != first.tier:
                 return None
             if self._is_hedged(entry):
                 continue
-            if isinstance(verdict := self._verdict(entry, is_last=entry is last), Permit):
+            if isinstance(verdict := self._verdict(entry), Permit):
                 self._hedged = (*self._hedged, entry)
                 return entry, verdict
         return None
@@ -237,24 +193,41 @@ class Walk:
         self._report_fallback(racer.entry)
         self.trying, self.trying_at = racer.entry.target, racer.started
 
-    def _verdict(self, entry: Entry, *, is_last: bool) -> Permit | Skip:
+    def _behind(self, first: Entry) -> tuple[Entry, ...]:
+        """The entries of the chain after `first`."""
+        entries = self.chain.entries
+        return entries[next(n for n, entry in enumerate(entries) if entry is first) + 1 :]
+
+    def is_last(self, entry: Entry) -> bool:
+        """Whether no entry after this one could be asked now: then a request waits here where else it moves on."""
+        if entry is self.chain.entries[-1]:
+            return True
+        may_serve = self.may_serve
+        return may_serve is not None and not any(
+            self.registry.refusal(each.target) is None
+            and may_serve(each)
+            and not (self._is_hedged(each) or (self.chain.is_open and each.target.is_open))
+            for each in self._behind(entry)
+        )
+
+    def _verdict(self, entry: Entry) -> Permit | Skip:
         verdict = self.registry.admit(entry.target)
         if isinstance(verdict, Skip):
             return verdict
-        skip = self._refusal(entry, is_last)
+        skip = self._refusal(entry)
         if skip is None:
             return verdict
         verdict.released()
         return skip
 
-    def refusal(self, entry: Entry, *, is_last: bool) -> Skip | None:
+    def refusal(self, entry: Entry) -> Skip | None:
         """Why `entry` would be skipped now, or None. Takes no permit: for reports about the chain."""
-        return self.registry.refusal(entry.target) or self._refusal(entry, is_last)
+        return self.registry.refusal(entry.target) or self._refusal(entry)
 
-    def _refusal(self, entry: Entry, is_last: bool) -> Skip | None:
+    def _refusal(self, entry: Entry) -> Skip | None:
         if self.chain.is_open and entry.target.is_open:
             return Skip(NO_MODEL, detail=entry.unfilled)
-        return self.gate(entry, is_last)
+        return self.gate(entry, self.is_last(entry))
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target

@@ -17,11 +17,11 @@ from msgspec import Struct
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import VISION, Call
 from manallm_proxy.contract.records import define
-from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
-from manallm_proxy.routing.line import Turn
+from manallm_proxy.routing.line import ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
 from manallm_proxy.routing.queues import Queue, queue_timeout
 from manallm_proxy.routing.relay import Opened
@@ -42,9 +42,9 @@ class LocalProviders:
     queues: Mapping[str, Queue] = field(factory=dict)
     workers: AllWorkers | None = None
 
-    def gates(self, call: Call, chain: Chain) -> RequestGates:
-        """The gates for one request along `chain`."""
-        return RequestGates(self, call, chain.entries[-1])
+    def gates(self, call: Call) -> RequestGates:
+        """The gates for one request."""
+        return RequestGates(self, call)
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why a short request would skip `entry` now; None if it would not. Starts no load."""
@@ -65,11 +65,10 @@ class LocalProviders:
 
 
 class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes, for each request
-    """The gates for one request. ``last``: the last entry of its chain."""
+    """The gates for one request."""
 
     local: LocalProviders
     call: Call
-    last: Entry
     _size: int = 0
     """Size in bytes, see `Call.text_size`; 0: not measured yet."""
     _pictures: Pictures | None = None
@@ -94,12 +93,9 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         queue = local.queues.get(provider)
         if queue is None:
             return None
-        size = self._size or self._measure()
         now, line, box = queue.clock(), queue.line.of(entry.target.model), local.boxes.boxes.get(provider)
-        in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
-        window = in_force or local.window(entry, box)
-        if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
-            return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
+        if (skip := self._too_long(entry, line, box)) is not None:
+            return skip
         streams = self.call.summary.stream or None  # for a whole answer, nobody would notice a trial that waits
         if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
             return skip
@@ -108,8 +104,33 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             return None
         return box.gate(entry, last)
 
-    def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts."""
+    def may_serve(self, entry: Entry) -> bool:
+        """Whether `entry` could serve now: its list denies nothing that the request needs, and `gate` would let it pass
+        if it were the last one. Starts no load."""
+        listed = self.local.catalog.find(entry.target)
+        if listed is not None and listed.capabilities and self.call.summary.needs_beside(listed.capabilities):
+            return False
+        queue = self.local.queues.get(entry.target.provider)
+        if queue is None:
+            return True
+        box = self.local.boxes.boxes.get(entry.target.provider)
+        skip = self._too_long(entry, queue.line.of(entry.target.model), box)
+        return skip is None and (box is None or box.refusal(entry, last=True) is None)
+
+    def _too_long(self, entry: Entry, line: ModelLine, box: Box | None) -> Skip | None:
+        """Why the prompt cannot fit the window of `entry`'s model; None if it may."""
+        size = self._size or self._measure()
+        in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
+        window = in_force or self.local.window(entry, box)
+        if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
+            return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
+        return None
+
+    def in_turn(self, ask: Ask[A], is_last: Callable[[Entry], bool]) -> Ask[A]:
+        """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts.
+
+        `is_last`: see `Walk.is_last`.
+        """
         if not self.local.queues:
             return ask
 
@@ -120,9 +141,9 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             if self._ready is not entry:
                 await self.local.boxes.loaded(entry)
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
-            turn = queue.enter(entry, entry is self.last, size, streams, self._pictures)
+            turn = queue.enter(entry, is_last(entry), size, streams, self._pictures)
             if turn.began_at is None:
-                await queue.wait_for_turn(turn, entry)
+                await queue.wait_for_turn(turn, entry, is_last)
             try:
                 value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
             except BaseException:
