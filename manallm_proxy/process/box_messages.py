@@ -84,6 +84,7 @@ class Seen(Message):
     server: str
     asked_at: float
     residents: tuple[Resident, ...]
+    slots: dict[str, int] | None = None
 
 
 FromWorker = Enter | Began | Left | Recovered | Claim | Loaded | Seen

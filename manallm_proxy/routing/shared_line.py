@@ -10,7 +10,7 @@ Nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 from weakref import WeakSet
 
@@ -61,10 +61,12 @@ class LoadEnd:
 
     outcome: Outcome
     detail: str | None = None
+    slots: Mapping[str, int] | None = None
+    """See `Loads.report_residents`."""
 
 
-OnSeen = Callable[[float, tuple[Resident, ...]], None]
-"""Called with (asked at, residents): what another worker found loaded."""
+OnSeen = Callable[[float, tuple[Resident, ...], Mapping[str, int] | None], None]
+"""Called with what another worker has found, see `Loads.report_residents`."""
 
 
 class Loads(Protocol):
@@ -82,8 +84,10 @@ class Loads(Protocol):
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         """Reports how the claimed load ended; None: it was given up."""
 
-    def report_residents(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        """Sends what is loaded to the other workers."""
+    def report_residents(
+        self, server: str, asked_at: float, residents: tuple[Resident, ...], slots: Mapping[str, int] | None
+    ) -> None:
+        """Sends what is loaded to the other workers, and the slots that the server reports; None: it could not."""
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
         """Calls `on_seen` whenever another worker has polled, until `forget`."""
