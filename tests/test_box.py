@@ -287,6 +287,19 @@ async def test_what_is_loaded_is_shown(tmp_path: Path) -> None:
         assert "targets" not in (await p.get("/v1/health"))[1]["providers"]["cloud"]
 
 
+async def test_what_stands_for_any_model_is_shown(tmp_path: Path) -> None:
+    """The model that is chosen now, loaded or not, and no model that is named as the pattern is."""
+    async with box("m") as own:
+        async with proxy(settings({"gpu": own.provider()}, ["gpu/*"]), tmp_path) as p:
+            rows = (await health_of(p))["targets"]
+            assert (list(rows), rows["m"]["loaded"], rows["m"]["queue"]) == (["m"], False, 0)
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+            rows = (await health_of(p))["targets"]
+            assert (list(rows), rows["m"]["loaded"]) == (["m"], True)
+            text = await (await p.client.get(p.url + "/metrics")).text()
+            assert 'model="*"' not in text
+
+
 async def test_half_on_the_cpu_is_not_healthy(tmp_path: Path) -> None:
     """Named with both figures, once, and used when no other can serve."""
     async with house(tmp_path) as (p, gpu, cloud):

@@ -150,12 +150,12 @@ def _looked_at(
     """Looks at one chain of the configuration after the other, and adds to `chosen` and `entries`.
 
     ``chosen``: by provider and alias, the current model of its first open entry (``provider/*``); None if nothing fits.
-    ``entries``: by local provider and model, an entry for each target in the configuration.
+    ``entries``: by local provider and model, an entry for each target in the configuration, open ones as chosen now.
     """
     for name, chain in generation.config.aliases.items():
-        _note_entries(entries, chain)
+        filled = generation.catalog.filled(chain, needs_of(name))
+        _note_entries(entries, filled)
         if chain.is_open:
-            filled = generation.catalog.filled(chain, needs_of(name))
             for entry, now in zip(chain, filled, strict=True):
                 if entry.target.is_open:
                     found = chosen.setdefault(entry.target.provider, {})
@@ -167,7 +167,7 @@ def _looked_at(
 def _note_entries(entries: dict[str, dict[str, Entry]], chain: Iterable[Entry]) -> None:
     for entry in chain:
         of_one = entries.get(entry.target.provider)
-        if of_one is not None:
+        if of_one is not None and not entry.target.is_open:
             of_one[entry.target.model] = entry
 
 
