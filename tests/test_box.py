@@ -200,6 +200,32 @@ async def test_a_server_that_does_not_tell_is_treated_as_any_other(lie: bytes, t
         assert [seen.path for seen in gpu.server.posts] == ["/api/chat"]
 
 
+@pytest.mark.parametrize(
+    ("odd", "window"),
+    [
+        ({"context_length": -1}, None),
+        ({"context_length": "4096"}, None),
+        ({"context_length": None, "size_vram": None}, None),
+        ({"context_length": 4096.0, "size": 8e9}, 4096),
+        ({"name": None, "context_length": 4096}, 4096),
+        ({"name": "m\n", "context_length": 4096}, 4096),
+    ],
+)
+async def test_odd_values_of_a_loaded_model(odd: dict[str, Any], window: int | None, tmp_path: Path) -> None:
+    """A number that is none is not known, and a row that names no model says nothing of the others."""
+    async with house(tmp_path) as (p, gpu, _):
+        rows = [{"name": "m", "model": "m", "expires_at": 5, **odd}, {"name": 3}, "other", None]
+        gpu.ps = json.dumps({"models": rows}).encode()
+        gpu.slow.clear()
+        for _ in range(4):
+            await p.app.generation.local.boxes.refresh(1.0)
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        row = (await health_of(p))["targets"]["m"]
+        assert (row["loaded"], row["status"], row["context_length"]) == (True, "healthy", window)
+        assert [seen.path for seen in gpu.server.posts] == ["/api/chat"]
+        assert "not told" not in p.log.getvalue()
+
+
 async def test_none_of_it_for_other_providers(tmp_path: Path) -> None:
     """A provider that is not said to be local is not asked what it has loaded."""
     async with box() as gpu, proxy(settings({"gpu": gpu.provider(local=False)}), tmp_path) as p:
