@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.model_router import Router, router
 from tests.proxy import HI, Proxy, openai, process, proxy, settings
@@ -93,3 +94,40 @@ async def asked(url: str) -> tuple[int, str]:
     async with aiohttp.ClientSession() as client, client.post(f"{url}/v1/chat/completions", json=HI) as response:
         await response.read()
         return response.status, response.headers.get(RESOLVED, "")
+
+
+@pytest.mark.parametrize("slots", [3, 0])
+async def test_more_slots_serve_who_waits(slots: int, tmp_path: Path) -> None:
+    """At once, as the server says so (0: it says nothing any more, so that there is no limit)."""
+    async with router(plain=True, slots=1) as box, proxy(of(box), tmp_path) as p:
+        box.answers.clear()
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(4)]
+        line = p.app.gateway.generation.local.queues["box"].line.of("m")
+        await until(lambda: box.at_once + len(line.waiting) == 4)
+        box.slots = slots
+        await p.app.generation.local.boxes.refresh(1.0)
+        assert (await p.get("/v1/health"))[0] == 200
+        await until(lambda: box.at_once == (slots or 4))
+        box.answers.set()
+        assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 4
+
+
+@pytest.mark.parametrize("parallel", [3, None])
+async def test_a_reload_with_more_slots_serves_who_waits(parallel: int | None, tmp_path: Path) -> None:
+    """As does one without a limit: who comes next, and who looks, finds no line that has none."""
+    async with router(plain=True) as box:
+        config = of(box)
+        config["providers"]["box"]["parallel"] = 1
+        async with proxy(config, tmp_path) as p:
+            box.answers.clear()
+            asking = [asyncio.ensure_future(p.chat()) for _ in range(4)]
+            line = p.app.gateway.generation.local.queues["box"].line.of("m")
+            await until(lambda: box.at_once + len(line.waiting) == 4)
+            config["providers"]["box"]["parallel"] = parallel
+            p.write(config)
+            await p.app.reload()
+            assert (await p.get("/v1/health"))[0] == 200
+            asking.append(asyncio.ensure_future(p.chat()))
+            await until(lambda: box.at_once == (parallel or 5))
+            box.answers.set()
+            assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 5

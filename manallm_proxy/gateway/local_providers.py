@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.events import Observer
@@ -50,10 +49,11 @@ def new_local_providers(
 def adopt(local: LocalProviders, config: Config, healths: Mapping[str, Health]) -> None:
     """Applies `config`, which serves from now on, to servers that were kept. Cannot fail."""
     for name, queue in local.queues.items():
-        queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
+        queue.line.configure(config.providers[name].parallel, queue.clock())
+        queue.health = healths[name]
     for name, box in local.boxes.boxes.items():
         queue = local.queues[name]
-        box.on_slots, queue.on_back = partial(setattr, queue.line, "reported_slots"), box.wake
+        box.on_slots, queue.on_back = queue.report_slots, box.wake
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 

@@ -74,6 +74,9 @@ class BoxLink:
     def server_recovered(self, server: str) -> None:
         self.send(box.Recovered(server))
 
+    def limited(self, server: str, model: str, slots: int | None) -> None:
+        self.send(box.Limited(server, model, slots))
+
     # as `Loads`
 
     async def claim(self, server: str, model: str, *, alone: bool = False) -> LoadEnd | None:

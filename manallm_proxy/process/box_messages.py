@@ -32,6 +32,14 @@ class Left(Message):
     tokens: int = 0
 
 
+class Limited(Message):
+    """From a worker, see `Keeper.limited`."""
+
+    server: str
+    model: str
+    slots: int | None
+
+
 class Recovered(Message):
     """From a worker, see `Keeper.server_recovered`."""
 
@@ -87,5 +95,5 @@ class Seen(Message):
     slots: dict[str, int] | None = None
 
 
-FromWorker = Enter | Began | Left | Recovered | Claim | Loaded | Seen
+FromWorker = Enter | Began | Left | Limited | Recovered | Claim | Loaded | Seen
 ToWorker = Served | Line | Granted | Loaded | Seen

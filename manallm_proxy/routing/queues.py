@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from attrs import field
@@ -78,6 +78,10 @@ class Queue:
         except BaseException:
             self.line.leave(turn, self.clock(), answered=False)
             raise
+
+    def report_slots(self, slots: Mapping[str, int]) -> None:
+        """See `Line.report`."""
+        self.line.report(slots, self.clock())
 
     def began(self, turn: Turn) -> None:
         """Its stream's first content has arrived."""

@@ -111,6 +111,9 @@ class Keeper(Protocol):
     def server_recovered(self, server: str) -> None:
         """See `Line.server_recovered`."""
 
+    def limited(self, server: str, model: str, slots: int | None) -> None:
+        """The limit of one model's requests has changed; see `Entered.slots`."""
+
 
 class AllWorkers(Loads, Protocol):
     """What this worker shares with the others."""
@@ -188,9 +191,9 @@ class SharedLine(Line):
         line = turn.line
         line.add(turn)
         self.lines.add(self, turn)
-        slots = super().limit(line) if not self.is_learning(line) else None
+        slots, learns = self._own_limit(line), self.learns
         keeper.entered(
-            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, self.learns, turn.until)
+            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, learns, turn.until)
         )
 
     def began(self, turn: Turn, now: float) -> None:
@@ -213,6 +216,18 @@ class SharedLine(Line):
         line.serving.discard(turn)
         turn.ended_at = now
         keeper.left(turn.number, answered, tokens)
+
+    def _limits_changed(self, now: float) -> None:
+        if (keeper := self.lines.keeper) is None:
+            super()._limits_changed(now)
+            return
+        for line in self.models.values():
+            if not line.is_idle:
+                keeper.limited(self.server, line.name, self._own_limit(line))
+
+    def _own_limit(self, line: ModelLine) -> int | None:
+        """The limit as far as this worker knows; None also if it is learned."""
+        return super().limit(line) if not self.is_learning(line) else None
 
     def server_recovered(self) -> None:
         if self.lines.keeper is None:
