@@ -31,6 +31,7 @@ from tests.cases import each_with_each
 from tests.proxy import openai, proxy, settings
 from tests.recorded import recorded
 from tests.upstreams import Connection, Seen, answers, chunk, completion, upstream
+from tests.waiting import until
 
 WIRES: dict[str, Wire] = {"openai": OpenAIWire(), "ollama": OllamaWire()}
 KEYS = {"openai": ("data", "id"), "ollama": ("models", "model")}
@@ -312,3 +313,25 @@ async def test_a_server_with_one_thread_stays_well_while_it_answers(tmp_path: Pa
                     assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["consecutive_failures"] == 0
                 await asyncio.sleep(0.02)
             assert (await streaming)[0] == 200
+
+
+async def test_a_list_that_never_comes_costs_no_answer(tmp_path: Path) -> None:
+    """Who can be connected to, and only lists no models in time, is asked all the same after the backoff."""
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.gone()
+                return
+            await answers(connection, seen)
+
+    health = {"probe_interval": 0.1, "probe_timeout": 0.05, "backoff": 0.2}
+    async with upstream(script) as server, proxy(settings({"a": openai(server.url)}, health=health), tmp_path) as p:
+        state = p.app.generation.registry.providers["a"]
+        await until(lambda: state.provider.open_until is not None)
+        async with asyncio.timeout(10):
+            while (await p.chat())[0] != 200:
+                await asyncio.sleep(0.02)
+        probes = len(server.seen) - len(server.posts)
+        await until(lambda: len(server.seen) - len(server.posts) >= probes + 3)
+        assert (await p.chat())[0] == 200

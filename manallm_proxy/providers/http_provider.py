@@ -16,8 +16,8 @@ from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Us
 from manallm_proxy.contract.events import Observer, UsageRefused
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import (
-    ConnectTimeout,
     FirstByteTimeout,
+    ProbeTimeout,
     ProviderError,
     ProxyRefused,
     ReadTimeout,
@@ -46,6 +46,8 @@ are so many that may be left out or changed."""
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
+_CONNECTS: Final = 0.9
+"""The part of a probe's time that its connection may take."""
 _EVENT_BYTES: Final = 8 * 1024
 """Bytes of an event that is translated on the loop, beside those of the read that ends it: two thousand tool calls in
 one take 20 ms."""
@@ -136,7 +138,8 @@ class HttpProvider:
         until = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout(seconds):
-                response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
+                connect = min(Timeouts().connect, _CONNECTS * seconds)
+                response = await self._connections.request("GET", path, request_id=None, connect=connect)
                 if response.status >= 500:
                     refusal = self.wire.failure(response.status, response.headers, await self._refusal(response, None))
                     raise redact_secrets(refusal, *self.address.secrets)
@@ -147,7 +150,7 @@ class HttpProvider:
                     return ModelList(fault=TOO_LONG)
         except TimeoutError:
             if response is None:
-                raise ConnectTimeout(f"{self.address.name}: its probe got no answer in {seconds:g} s") from None
+                raise ProbeTimeout(f"{self.address.name}: its probe got no answer in {seconds:g} s") from None
             if response.status >= 500:
                 raise self.wire.failure(response.status, response.headers, b"") from None
             return ModelList(fault=CUT_SHORT)
