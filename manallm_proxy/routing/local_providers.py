@@ -41,6 +41,9 @@ class LocalProviders:
     boxes: Boxes = field(factory=Boxes)
     queues: Mapping[str, Queue] = field(factory=dict)
     workers: AllWorkers | None = None
+    own_window: Callable[[Call, Entry], float | None] = lambda call, entry: None
+    """The window in tokens that a request itself leads to at `entry`, inf if it may be cut; None: the usual one.
+    Called only where a prompt is longer than that."""
 
     def gates(self, call: Call) -> RequestGates:
         """The gates for one request."""
@@ -122,9 +125,12 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         size = self._size or self._measure()
         in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
         window = in_force or self.local.window(entry, box)
-        if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
-            return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
-        return None
+        if window is None or (tokens := line.pace.least_tokens(size, self._pictures)) <= window:
+            return None
+        own = self.local.own_window(self.call, entry)
+        if own is not None and tokens <= own:
+            return None
+        return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window if own is None else own}")
 
     def in_turn(self, ask: Ask[A], is_last: Callable[[Entry], bool]) -> Ask[A]:
         """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts.
