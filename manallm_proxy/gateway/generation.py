@@ -201,7 +201,8 @@ class Generation:
         provider, slash, rest = model.partition("/")
         if not (slash and provider in self.config.providers):
             provider, rest = self.config.default_provider or "", model
-        if not provider or not rest or not _is_sendable(rest) or (slash and rest == model):
+        is_name = _is_sendable(rest) or self.catalog.find(Target(provider, rest)) is not None
+        if not provider or not rest or not is_name or (slash and rest == model):
             raise UnknownModel(
                 "no such model: ask for an alias, for provider/model of a configured provider, "
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
@@ -337,7 +338,7 @@ class Generation:
 
 
 def _is_sendable(model: str) -> bool:
-    """Whether `model` can be part of a response header: visible ASCII of bounded length."""
+    """Whether any client may make up such a name: visible ASCII of bounded length. Others must be listed."""
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
 
 

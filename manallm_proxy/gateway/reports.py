@@ -90,7 +90,7 @@ def model_sizes(generation: Generation, name: str, caller: Caller | None = None)
     """The context window and the longest answer, in tokens, of the first usable target of `name`; None: not known."""
     try:
         entries = generation.resolve(name, caller).entries
-    except ProxyError:  # a provider may list what no request can name
+    except ProxyError:  # it may not be the caller's
         return None, None
     may_pass = generation.registry.may_pass
     entry = next((entry for entry in entries if may_pass(entry.target)), entries[0])
