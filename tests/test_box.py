@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider import ModelInfo
 from tests.ollama_box import GIB, Box, box
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Upstream, answers, each, upstream
@@ -324,6 +326,30 @@ async def test_what_stands_for_any_model_is_shown(tmp_path: Path) -> None:
             assert (list(rows), rows["m"]["loaded"]) == (["m"], True)
             text = await (await p.client.get(p.url + "/metrics")).text()
             assert 'model="*"' not in text
+
+
+async def test_an_open_entry_is_reported_as_its_model(tmp_path: Path) -> None:
+    """What can be asked of an alias: to Ollama's clients, to Anthropic's, and to those who are paged."""
+
+    async def usable(p: Proxy) -> str:
+        text = await (await p.client.get(p.url + "/metrics")).text()
+        return next(line for line in text.splitlines() if line.startswith("mana_llm_alias_usable_targets")).split()[1]
+
+    async with box("m") as own:
+        async with proxy(settings({"gpu": own.provider()}, ["gpu/*"]), tmp_path) as p:
+            known = ModelInfo("m", capabilities=frozenset({"completion", "tools"}), context_length=8192)
+            p.app.generation.catalog.learn("gpu", [known])
+            _, shown, _ = await p.post("/api/show", {"model": "mana/test"})
+            assert (shown["capabilities"], 8192 in shown["model_info"].values()) == (["completion", "tools"], True)
+            _, tags = await p.get("/api/tags")
+            assert tags["models"][0]["capabilities"] == ["completion", "tools"]
+            async with p.client.get(p.url + "/v1/models", headers={"anthropic-version": "2023-06-01"}) as response:
+                assert (await response.json())["data"][0]["max_input_tokens"] == 8192
+            assert await usable(p) == "1"
+            p.app.generation.registry.providers["gpu"]._target("m").open_until = math.inf
+            assert (await usable(p), (await p.chat())[0]) == ("0", 503)
+            p.app.generation.catalog.learn("gpu", [])
+            assert (await usable(p), (await p.chat())[0]) == ("0", 503)
 
 
 async def test_half_on_the_cpu_is_not_healthy(tmp_path: Path) -> None:
