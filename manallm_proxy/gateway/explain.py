@@ -12,6 +12,7 @@ from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.locality import NOT_LOCAL, is_local
 from manallm_proxy.gateway.reports import in_turns
 from manallm_proxy.gateway.speaking import supports_endpoint
 from manallm_proxy.openai.request import EMBEDDING
@@ -72,10 +73,15 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     def may_serve(entry: Entry) -> bool:
         return generation.config.providers[entry.target.provider].kind != "loopback" and gate(entry, True) is None
 
+    near = {id(entry) for entry in chain if not chain.local_only or is_local(generation.config.providers, entry)}
+    capable = tuple(entry for entry in capable if id(entry) in near)
     able = set(map(id, capable))
     walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate, may_serve)
 
     def row(entry: Entry) -> dict[str, Any]:
+        if id(entry) not in near:
+            why = "its provider is not local, as the alias demands (locality)"
+            return {**_row(generation, entry, None), "usable": False, "reason": NOT_LOCAL, "detail": why}
         if id(entry) not in able:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from manallm_proxy import __version__
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.likely import likely
+from manallm_proxy.gateway.likely import reachable
 from manallm_proxy.observe.metrics import Metrics
 
 
@@ -32,12 +32,12 @@ def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:
 def aliases(generation: Generation) -> Iterable[tuple[str, int]]:
     """Name, and how many of its targets may be tried now, as far as their health goes.
 
-    An open entry counts as the model that it stands for; it does not if its provider lists nothing that fits.
+    An open entry counts as the model that it stands for; it does not if its provider lists nothing that fits. Nor does
+    one that is not local where the alias must stay local.
     """
     passes = generation.registry.passing()
     for name, chain in generation.config.aliases.items():
-        targets = [entry.target for entry in likely(generation, chain).entries]
-        yield name, sum([not target.is_open and passes(target) for target in targets])
+        yield name, sum([passes(entry.target) for entry in reachable(generation, chain)])
 
 
 def keys(generation: Generation) -> Iterable[tuple[str, int]]:
