@@ -228,6 +228,23 @@ async def test_odd_values_of_a_loaded_model(odd: dict[str, Any], window: int | N
         assert "not told" not in p.log.getvalue()
 
 
+async def test_a_restart_is_over_when_it_answers(tmp_path: Path) -> None:
+    """The look at what it has loaded finds it, every few seconds; the next probe may be half a minute away."""
+    async with box() as gpu:
+        gpu.put("m")
+        async with proxy(settings({"gpu": gpu.provider()}), tmp_path) as p:
+            await until(lambda: gpu.ps_asked)
+            await gpu.server.stop()
+            assert [(await p.chat())[0] for _ in range(3)] == [503] * 3
+            assert (await health_of(p))["status"] == "unhealthy"
+            await p.app.generation.local.boxes.refresh(1.0)
+            assert (await p.chat())[0] == 503
+            await gpu.server.start()
+            await p.app.generation.local.boxes.refresh(1.0)
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+            assert (await health_of(p))["status"] == "healthy"
+
+
 async def test_none_of_it_for_other_providers(tmp_path: Path) -> None:
     """A provider that is not said to be local is not asked what it has loaded."""
     async with box() as gpu, proxy(settings({"gpu": gpu.provider(local=False)}), tmp_path) as p:

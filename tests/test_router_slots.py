@@ -131,3 +131,18 @@ async def test_a_reload_with_more_slots_serves_who_waits(parallel: int | None, t
             await until(lambda: box.at_once == (parallel or 5))
             box.answers.set()
             assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 5
+
+
+async def test_one_with_a_single_model_is_back_soon(tmp_path: Path) -> None:
+    """It is hardly asked any more, until a request finds it away."""
+    async with router(plain=True, slots=2) as box, proxy(of(box), tmp_path) as p:
+        looks = p.app.gateway.generation.local.boxes.boxes["box"]
+        for _ in range(3):
+            await looks.refresh()
+        await box.server.stop()
+        for _ in range(2):
+            assert (await p.chat())[0] == 503
+        await until(lambda: looks.residency.observe_in(looks.clock()) < 5)
+        await box.server.start()
+        await looks.refresh()
+        assert (await p.chat())[0] == 200

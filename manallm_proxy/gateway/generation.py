@@ -114,7 +114,7 @@ class Generation:
         registry = HealthRegistry(healths, clock, observe, broadcast)
         prepared, catalog = Prepared.of(config), Catalog()
         local = new_local_providers(config, catalog, registry, workers=workers)
-        adopt(local, config, healths)
+        adopt(local, config, registry)
         answers = new_answers(config, clock, observe)
         ledger = ledger if ledger is not None else Ledger()
         limits = SharedLimits(SharedSpend(ledger, lambda: answers.link, clock))
@@ -150,7 +150,7 @@ class Generation:
             health.policy = policy
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
-        adopt(self.local, self.config, self.registry.providers)
+        adopt(self.local, self.config, self.registry)
         adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
 
     async def discard(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -19,7 +18,6 @@ from manallm_proxy.providers.ollama.host import OllamaHost
 from manallm_proxy.providers.openai.router_host import RouterHost
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry
 from manallm_proxy.routing.line import Line
 from manallm_proxy.routing.local_providers import LocalProviders
@@ -85,14 +83,15 @@ def _asked(call: Call, key: str) -> Any:
     return None
 
 
-def adopt(local: LocalProviders, config: Config, healths: Mapping[str, Health]) -> None:
+def adopt(local: LocalProviders, config: Config, registry: HealthRegistry) -> None:
     """Applies `config`, which serves from now on, to servers that were kept. Cannot fail."""
     for name, queue in local.queues.items():
         queue.line.configure(config.providers[name].parallel, queue.clock())
-        queue.health = healths[name]
+        queue.health = registry.providers[name]
     for name, box in local.boxes.boxes.items():
         queue = local.queues[name]
         box.on_slots, queue.on_back = queue.report_slots, box.wake
+        box.on_reached = partial(registry.probed, name, None)  # long before the next probe
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 

@@ -43,6 +43,8 @@ class Box:
     warm: tuple[Entry, ...] = ()
     on_slots: Callable[[Mapping[str, int]], None] = lambda slots: None
     """Called with the slots that the server reports, see `Line.reported_slots`."""
+    on_reached: Callable[[], None] = lambda: None
+    """Called when it answers again after it could not be reached."""
     slow_last: bool = True
     """Whether a model that is partly on the CPU is tried after all other entries."""
     loads: Loads | None = None
@@ -55,6 +57,8 @@ class Box:
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slots: Mapping[str, int] = field(factory=dict)
     """As last reported."""
+    _is_away: bool = False
+    """It could not be reached the last time, by a request or a poll."""
     _slow: set[str] = field(factory=set)
     """Models reported to be partly on the CPU."""
     _wake: asyncio.Event = field(factory=asyncio.Event)
@@ -175,6 +179,11 @@ class Box:
         """Polls at once."""
         self._wake.set()
 
+    def lost(self) -> None:
+        """A request could not reach it. Polls at once, and then as for a busy one: it may only be starting again."""
+        self._is_away = True
+        self._wake.set()
+
     async def _watch(self) -> None:
         while True:
             self._wake.clear()
@@ -211,10 +220,12 @@ class Box:
         try:
             residents = await self.host.residents(seconds)
         except ProviderError as error:
+            self._note_reach(reached=error.blame is not Blame.REACH)
             self.residency.unanswered = error.blame in _NOT_NOW
             if self.residency.not_observed(asked_at, unreadable=error.blame not in _NOT_NOW):
                 self.observe(ResidentsUnreadable(self.provider, error.detail or error.error_type))
             return
+        self._note_reach(reached=True)
         answered = await self._ask_slots(residents or (), seconds)
         self.residency.unanswered = not answered
         if residents is None:
@@ -228,6 +239,11 @@ class Box:
         for entry in self.warm:
             if self.residency.is_loaded(entry, now) is False and not self.residency.rest(entry.target.model, now):
                 self._load(entry, pinned=True)
+
+    def _note_reach(self, *, reached: bool) -> None:
+        was_away, self._is_away = self._is_away, not reached
+        if was_away and reached:
+            self.on_reached()
 
     async def _ask_slots(self, loaded: Iterable[Resident], seconds: float = ANSWER_TIMEOUT) -> bool:
         """Asks how many requests the server answers at a time. Returns whether it could say; else what it said before

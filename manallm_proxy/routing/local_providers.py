@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import VISION, Call
+from manallm_proxy.contract.provider_errors import Blame, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.boxes import Box, Boxes
@@ -152,8 +153,11 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
                 await queue.wait_for_turn(turn, entry, is_last)
             try:
                 value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
-            except BaseException:
+            except BaseException as error:
                 queue.end(turn, None)
+                box = self.local.boxes.boxes.get(entry.target.provider)
+                if box is not None and isinstance(error, ProviderError) and error.blame is Blame.REACH:
+                    box.lost()
                 raise
             if isinstance(value, Opened):
                 queue.began(turn)
