@@ -45,7 +45,7 @@ async def house(why: str, tmp_path: Path, entry: dict[str, Any]) -> AsyncIterato
             config["aliases"]["mana/test"] |= {"budget": {"day": "1 USD"}, "on_budget": "local"}
         if why == "unhealthy":
             await cloud.stop()  # the first probe finds nobody
-            config["health"]["failure_threshold"] = 1
+            config["health"] = {**config["health"], "failure_threshold": 1}
         async with proxy(config, tmp_path) as p:
             await until(lambda: gpu.ps_asked)
             if why == "cooling":
