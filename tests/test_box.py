@@ -123,6 +123,17 @@ async def test_a_load_that_fails_backs_off(tmp_path: Path) -> None:
         assert (status, answer["error"]["attempts"][0]["reason"]) == (503, "loading")
 
 
+async def test_a_load_that_fails_says_when_to_come_back(tmp_path: Path) -> None:
+    """When the model may be loaded again, as the next request would be told."""
+    async with box() as gpu:
+        gpu.failing = {"m"}
+        async with proxy(settings({"gpu": gpu.provider()}), tmp_path) as p:
+            for reason in ("load_failed", "loading"):
+                status, answer, headers = await p.chat()
+                assert (status, answer["error"]["attempts"][0]["reason"]) == (503, reason)
+                assert int(headers["retry-after"]) in (4, 5)
+
+
 async def test_a_model_that_is_not_installed_is_reported_as_such(tmp_path: Path) -> None:
     """A load that the server refuses as a mistake leaves the answer to the request itself."""
 

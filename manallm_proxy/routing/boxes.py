@@ -103,7 +103,9 @@ class Box:
             raise LoadTimeout(f"{entry.target} is still being loaded", detail=f"{seconds:.3g} s")
         error = None if task.cancelled() else task.result()
         if error is not None and error.blame in _LOAD_FAILURES:
-            raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
+            rest = self.residency.rest(entry.target.model, self.clock(), ("failed",))
+            detail = error.detail or error.error_type
+            raise LoadFailed(f"{entry.target} could not be loaded", detail=detail, retry_after=rest)
 
     def is_ready(self, entry: Entry, now: float) -> bool:
         """Whether the model is loaded. If that is unknown, the request is sent as to any other provider."""

@@ -23,7 +23,7 @@ from attrs import evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
-from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
+from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, LoadFailed, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.contract.tracebacks import clear_tracebacks
@@ -255,6 +255,8 @@ class Walk:
         self.registry.failed(target, permit, error)
         self.trying = None
         record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
+        if isinstance(error, LoadFailed) and error.retry_after is not None:  # of which health knows nothing
+            record = evolve(record, again_at=self.registry.clock() + error.retry_after)
         self._pass(record, widened=widened)
 
     def _declined(self, entry: Entry, permit: Permit, skip: Skip) -> None:
