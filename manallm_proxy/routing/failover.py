@@ -204,9 +204,9 @@ class Walk:
             return True
         may_serve = self.may_serve
         return may_serve is not None and not any(
-            self.registry.refusal(each.target) is None
+            not (each.target.is_open or self._is_hedged(each))
+            and self.registry.refusal(each.target) is None
             and may_serve(each)
-            and not (self._is_hedged(each) or (self.chain.is_open and each.target.is_open))
             for each in self._behind(entry)
         )
 
