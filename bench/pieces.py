@@ -170,7 +170,7 @@ def gates(
     for _ in range(50):
         line.of("bench").pace.learn(4000, 1000, 100, 0.5, 5.0)
     local_providers = LocalProviders(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
-    chain, asked = Chain("mana/bench", (near, far)), call(body(size, stream=True))
+    asked = call(body(size, stream=True))
     entry = near if local else far
     if busy:
         for _ in range(3):
@@ -180,6 +180,9 @@ def gates(
     used = [Usage(230 + 13 * n % 40, 100 + 37 * n % 50) for n in range(23)]  # no two like each other, as it is
     answers, usages, opened = cycle([Answer(None, each) for each in used]), cycle(used), Opened(_Stream(), ())
 
+    def no(entry: Entry) -> bool:
+        return False
+
     async def ask(entry: Entry) -> Answer:
         return next(answers)
 
@@ -187,15 +190,15 @@ def gates(
         return opened
 
     def passed() -> RequestGates:
-        visit = local_providers.gates(asked, chain, lambda target: True)
-        assert visit.gate(entry) is None
+        visit = local_providers.gates(asked)
+        assert visit.gate(entry, False) is None
         return visit
 
     async def answered() -> None:
-        await passed().in_turn(ask)(entry)
+        await passed().in_turn(ask, no)(entry)
 
     async def streamed() -> None:
-        value = await passed().in_turn(opening)(entry)
+        value = await passed().in_turn(opening, no)(entry)
         if value.left is not None:
             value.left(next(usages))
 

@@ -174,6 +174,24 @@ def test_first_come_first_served_over_all_workers() -> None:
     assert late.line.expected_wait(late.line.of("m"), simulation.now) == 4
 
 
+def test_a_new_number_of_slots_serves_who_waits() -> None:
+    """Configured or reported, whichever worker says so first; and without one there is no limit."""
+    for slots, served in ((3, 3), (None, 5)):
+        for reported in (False, True):
+            if reported and slots is None:
+                continue
+            simulation = Simulation(None if reported else 1)
+            for number in (1, 2):
+                simulation.start(number).line.report({"m": 1} if reported else {}, simulation.now)
+            turns = [simulation.ask(n % 2 + 1) for n in range(5)]
+            simulation.settle()
+            assert len(simulation.served()) == 1
+            line = simulation.workers[2].line
+            line.report({"m": slots or 0}, simulation.now) if reported else line.configure(slots, simulation.now)
+            simulation.settle()
+            assert [turn.began_at is not None for turn in turns] == [n < served for n in range(5)]
+
+
 def test_slots_are_learned_from_all() -> None:
     """A trial is one for all workers."""
     simulation = Simulation(None, learns=True)

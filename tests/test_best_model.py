@@ -16,7 +16,7 @@ from manallm_proxy.routing.best_model import best, needs_of, no_match_reason
 from manallm_proxy.routing.catalog import Catalog
 from tests.cases import every
 from tests.proxy import openai, proxy, settings
-from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
+from tests.upstreams import Connection, Seen, answers, chunk, completion, each, status, upstream
 
 CHAT, EMBED, SEES = frozenset({"completion"}), frozenset({"embedding"}), frozenset({"completion", "vision"})
 NOTHING: frozenset[str] = frozenset()
@@ -149,6 +149,18 @@ async def test_an_open_entry_serves_what_is_there(tmp_path: Path) -> None:
         chosen = [(line["entry"], line.get("model"), line.get("was")) for line in lines if "needs" not in line]
         assert chosen == [("box/*", "smol", None), ("box/*", None, "smol")]
         assert [line["model"] for line in lines if line.get("needs") == ["embedding"]] == ["nomic-embed-text"]
+
+
+async def test_a_model_that_is_gone_since_the_last_list(tmp_path: Path) -> None:
+    """Whoever asks for an open entry has not named it: the next entry answers; who names it is told."""
+    gone = status("404 Not Found", {"error": "model 'm' not found"})
+    async with upstream(each(gone), ["m"]) as box, upstream(each(answers)) as cloud:
+        config = settings({"box": ollama(box.url), "cloud": openai(cloud.url)}, ["box/*", "cloud/m"])
+        async with proxy(config, tmp_path) as p:
+            assert (await p.chat())[2]["x-mana-llm-resolved"] == "cloud/m"
+            assert (await p.stream())[2]["x-mana-llm-resolved"] == "cloud/m"
+            assert (await p.chat(model="box/m"))[0] == 503  # it has failed twice; else 404
+            assert (await p.chat(model="box/n"))[1]["error"]["code"] == "model_not_found"
 
 
 async def test_an_answer_keeps_the_model_that_it_began_with(tmp_path: Path) -> None:

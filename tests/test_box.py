@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider import ModelInfo
 from tests.ollama_box import GIB, Box, box
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Upstream, answers, each, upstream
@@ -121,6 +123,17 @@ async def test_a_load_that_fails_backs_off(tmp_path: Path) -> None:
         assert (status, answer["error"]["attempts"][0]["reason"]) == (503, "loading")
 
 
+async def test_a_load_that_fails_says_when_to_come_back(tmp_path: Path) -> None:
+    """When the model may be loaded again, as the next request would be told."""
+    async with box() as gpu:
+        gpu.failing = {"m"}
+        async with proxy(settings({"gpu": gpu.provider()}), tmp_path) as p:
+            for reason in ("load_failed", "loading"):
+                status, answer, headers = await p.chat()
+                assert (status, answer["error"]["attempts"][0]["reason"]) == (503, reason)
+                assert int(headers["retry-after"]) in (4, 5)
+
+
 async def test_a_model_that_is_not_installed_is_reported_as_such(tmp_path: Path) -> None:
     """A load that the server refuses as a mistake leaves the answer to the request itself."""
 
@@ -198,6 +211,49 @@ async def test_a_server_that_does_not_tell_is_treated_as_any_other(lie: bytes, t
         assert p.log.getvalue().count("loaded models are not reported") == 1
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         assert [seen.path for seen in gpu.server.posts] == ["/api/chat"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "window"),
+    [
+        ({"context_length": -1}, None),
+        ({"context_length": "4096"}, None),
+        ({"context_length": None, "size_vram": None}, None),
+        ({"context_length": 4096.0, "size": 8e9}, 4096),
+        ({"name": None, "context_length": 4096}, 4096),
+        ({"name": "m\n", "context_length": 4096}, 4096),
+    ],
+)
+async def test_odd_values_of_a_loaded_model(odd: dict[str, Any], window: int | None, tmp_path: Path) -> None:
+    """A number that is none is not known, and a row that names no model says nothing of the others."""
+    async with house(tmp_path) as (p, gpu, _):
+        rows = [{"name": "m", "model": "m", "expires_at": 5, **odd}, {"name": 3}, "other", None]
+        gpu.ps = json.dumps({"models": rows}).encode()
+        gpu.slow.clear()
+        for _ in range(4):
+            await p.app.generation.local.boxes.refresh(1.0)
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        row = (await health_of(p))["targets"]["m"]
+        assert (row["loaded"], row["status"], row["context_length"]) == (True, "healthy", window)
+        assert [seen.path for seen in gpu.server.posts] == ["/api/chat"]
+        assert "not told" not in p.log.getvalue()
+
+
+async def test_a_restart_is_over_when_it_answers(tmp_path: Path) -> None:
+    """The look at what it has loaded finds it, every few seconds; the next probe may be half a minute away."""
+    async with box() as gpu:
+        gpu.put("m")
+        async with proxy(settings({"gpu": gpu.provider()}), tmp_path) as p:
+            await until(lambda: gpu.ps_asked)
+            await gpu.server.stop()
+            assert [(await p.chat())[0] for _ in range(3)] == [503] * 3
+            assert (await health_of(p))["status"] == "unhealthy"
+            await p.app.generation.local.boxes.refresh(1.0)
+            assert (await p.chat())[0] == 503
+            await gpu.server.start()
+            await p.app.generation.local.boxes.refresh(1.0)
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+            assert (await health_of(p))["status"] == "healthy"
 
 
 async def test_none_of_it_for_other_providers(tmp_path: Path) -> None:
@@ -285,6 +341,43 @@ async def test_what_is_loaded_is_shown(tmp_path: Path) -> None:
         assert (row["loaded"], row["loading"], row["context_length"], row["size_vram"]) == (True, False, 8192, 8 * GIB)
         assert (health["status"], row["status"], other["context_length"]) == ("healthy", "healthy", 2048)
         assert "targets" not in (await p.get("/v1/health"))[1]["providers"]["cloud"]
+
+
+async def test_what_stands_for_any_model_is_shown(tmp_path: Path) -> None:
+    """The model that is chosen now, loaded or not, and no model that is named as the pattern is."""
+    async with box("m") as own:
+        async with proxy(settings({"gpu": own.provider()}, ["gpu/*"]), tmp_path) as p:
+            rows = (await health_of(p))["targets"]
+            assert (list(rows), rows["m"]["loaded"], rows["m"]["queue"]) == (["m"], False, 0)
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+            rows = (await health_of(p))["targets"]
+            assert (list(rows), rows["m"]["loaded"]) == (["m"], True)
+            text = await (await p.client.get(p.url + "/metrics")).text()
+            assert 'model="*"' not in text
+
+
+async def test_an_open_entry_is_reported_as_its_model(tmp_path: Path) -> None:
+    """What can be asked of an alias: to Ollama's clients, to Anthropic's, and to those who are paged."""
+
+    async def usable(p: Proxy) -> str:
+        text = await (await p.client.get(p.url + "/metrics")).text()
+        return next(line for line in text.splitlines() if line.startswith("mana_llm_alias_usable_targets")).split()[1]
+
+    async with box("m") as own:
+        async with proxy(settings({"gpu": own.provider()}, ["gpu/*"]), tmp_path) as p:
+            known = ModelInfo("m", capabilities=frozenset({"completion", "tools"}), context_length=8192)
+            p.app.generation.catalog.learn("gpu", [known])
+            _, shown, _ = await p.post("/api/show", {"model": "mana/test"})
+            assert (shown["capabilities"], 8192 in shown["model_info"].values()) == (["completion", "tools"], True)
+            _, tags = await p.get("/api/tags")
+            assert tags["models"][0]["capabilities"] == ["completion", "tools"]
+            async with p.client.get(p.url + "/v1/models", headers={"anthropic-version": "2023-06-01"}) as response:
+                assert (await response.json())["data"][0]["max_input_tokens"] == 8192
+            assert await usable(p) == "1"
+            p.app.generation.registry.providers["gpu"]._target("m").open_until = math.inf
+            assert (await usable(p), (await p.chat())[0]) == ("0", 503)
+            p.app.generation.catalog.learn("gpu", [])
+            assert (await usable(p), (await p.chat())[0]) == ("0", 503)
 
 
 async def test_half_on_the_cpu_is_not_healthy(tmp_path: Path) -> None:

@@ -63,3 +63,32 @@ async def test_a_prompt_that_does_not_fit(line: str, nested: bool, tmp_path: Pat
             assert (code, answer["error"]["code"]) == (400, "context_length_exceeded")
             assert (await p.chat())[2]["x-mana-llm-resolved"] == "cloud/m"
             assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["status"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("own", "entry", "asked"),
+    [
+        ({"options": {"truncate": True}}, {}, {}),
+        ({}, {"options": {"truncate": True}}, {}),
+        ({}, {}, {"truncate": True}),
+        ({"client_options": True}, {}, {"options": {"num_ctx": 32_768}}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+async def test_a_prompt_that_is_cut_or_has_a_window_of_its_own(
+    own: dict[str, Any], entry: dict[str, Any], asked: dict[str, Any], path: str, tmp_path: Path
+) -> None:
+    """It is not compared with the window in force; without that it does not fit, and is not sent."""
+    long = {"model": "mana/test", "messages": [{"role": "user", "content": "word " * 8000}], "stream": False}
+    async with box() as gpu:
+        gpu.put("m")
+        gpu.bytes_per_token = 4
+        config = settings({"gpu": gpu.provider(**own)}, [{"target": "gpu/m", **entry}])
+        async with proxy(config, tmp_path) as p:
+            for _ in range(3):
+                await p.chat(messages=[{"role": "user", "content": "word " * 200}])
+            sent = len(gpu.chats)
+            assert (await p.post(path, {**long, **asked}))[0] == 200
+            assert len(gpu.chats) == sent + 1
+            if asked:
+                assert (await p.post(path, long))[0] == 400

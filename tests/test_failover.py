@@ -34,8 +34,9 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.providers.classify import ErrorDetails, as_retryable, classify
+from manallm_proxy.routing.attempt import Attempt
 from manallm_proxy.routing.circuit import Skip
-from manallm_proxy.routing.failover import Attempt, Walk, in_background
+from manallm_proxy.routing.failover import Walk, in_background
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from tests.cases import every
@@ -456,7 +457,7 @@ async def test_what_a_gate_knows_of_the_time_counts_too(rests: list[float | None
         Chain("mana/test", story.entries),
         story.registry,
         "id-1",
-        gate=lambda entry: Skip("loading", waits[entry.target.provider]),
+        gate=lambda entry, last: Skip("loading", waits[entry.target.provider]),
     )
     with pytest.raises(NoProvider) as told:
         await walk.run(story.attempt, "mana/test")

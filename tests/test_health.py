@@ -18,6 +18,7 @@ from manallm_proxy.contract.provider_errors import (
     KeyRejected,
     MissingModel,
     ModelFailed,
+    ProbeTimeout,
     ProviderError,
     RateLimited,
     ServerBusy,
@@ -267,6 +268,68 @@ def test_a_probe_that_is_late_shows_nothing_while_an_answer_of_ours_arrives() ->
     health.probed(LATE, 130.0, 127.0)
     health.probed(LATE, 160.0, 157.0)
     assert health.status(160.0) == "unhealthy"
+
+
+def silence(health: Health, *times: float, error: ProviderError | None = None) -> None:
+    for now in times:
+        health.probed(error or ProbeTimeout("x"), now, now - 3.0)
+
+
+def test_who_lists_no_models_in_time_may_answer_all_the_same() -> None:
+    """One request finds out after the backoff; from then on such probes say nothing, until one is answered."""
+    health = Health()
+    silence(health, 0.0, 30.0, 60.0)
+    assert refused(health, 60.0) == "unhealthy"
+    silence(health, 80.0)  # no news: the circuit stays half-open from 90 on
+    trial = permit(health, 91.0)
+    assert refused(health, 91.0) == "unhealthy"
+    trial.served(92.0)
+    silence(health, 120.0, 150.0, 180.0, 210.0)
+    assert health.status(210.0) == "healthy"
+    health.probed(None, 240.0, 239.0)
+    silence(health, 270.0, 300.0)
+    assert health.status(300.0) == "unhealthy"
+
+
+def test_who_fails_to_list_models_may_answer_all_the_same() -> None:
+    """5xx for the list alone; where a request gets that too, it is down."""
+    health = Health()
+    silence(health, 0.0, 30.0, error=BROKEN)
+    permit(health, 91.0).served(92.0)
+    silence(health, 120.0, 150.0, 180.0, error=BROKEN)
+    assert health.status(180.0) == "healthy"
+
+
+@pytest.mark.parametrize("error", [FirstByteTimeout("x"), REFUSED, ServerFailed("x", provider_status=502)])
+def test_who_answers_neither_is_stuck(error: ProviderError) -> None:
+    """That one request is enough: no other is wasted, for as long as probes get no answer."""
+    health = Health()
+    silence(health, 0.0, 30.0)
+    permit(health, 91.0).failed(error, 100.0)
+    assert refused(health, 100.0) == "unhealthy"
+    silence(health, *(float(now) for now in range(120, 600, 30)))
+    assert refused(health, 629.0) == "unhealthy"
+    health.probed(None, 630.0, 629.0)
+    assert health.provider.open_until is None
+
+
+def test_who_refuses_is_there() -> None:
+    """A status is an answer, whatever it says."""
+    health = Health()
+    silence(health, 0.0, 30.0)
+    fail(health, RateLimited("x", provider_status=429), 91.0)
+    silence(health, 120.0, 150.0, 180.0)
+    assert health.provider.failures == 2
+    assert health.provider.refusal(180.0) is None
+
+
+def test_a_connection_that_is_not_made_is_no_silence() -> None:
+    """As before: every probe keeps it closed."""
+    health = Health()
+    silence(health, 0.0)
+    for now in (30.0, 60.0, 90.0, 120.0):
+        health.probed(LATE, now, now - 3.0)
+    assert refused(health, 179.0) == "unhealthy"
 
 
 @pytest.mark.parametrize("how", ["served", "failed", "released"])

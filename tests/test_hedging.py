@@ -15,7 +15,8 @@ from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.events import AttemptFailed, Event, FellBack
 from manallm_proxy.contract.provider_errors import Disconnected, ProviderError, RequestRejected
 from manallm_proxy.contract.targets import Chain, Entry, Target, Tier
-from manallm_proxy.routing.failover import Attempt, Walk
+from manallm_proxy.routing.attempt import Attempt
+from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from tests.figures import value

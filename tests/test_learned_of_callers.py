@@ -111,7 +111,7 @@ async def test_who_refuses_both_forms_is_asked_for_each_once(path: str, tmp_path
 
     def refuses(asked: Any) -> str:
         if path == "/v1/messages":
-            return "Unsupported parameter: " + next(key for key in asked if key.startswith("max_"))
+            return f"Unsupported parameter: {next(key for key in asked if key.startswith('max_'))}"
         has = any(message.get("reasoning_content", " ") != " " for message in asked["messages"])
         blank = any("reasoning_content" in message for message in asked["messages"])
         return "property 'reasoning_content' is unsupported" if has or blank else "reasoning_content is missing"

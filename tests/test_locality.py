@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.ollama_box import box
-from tests.proxy import HI, openai, proxy, settings
+from tests.proxy import HI, Proxy, openai, proxy, settings
 from tests.upstreams import Upstream, answers, each, upstream
 
 PIN = {"X-Mana-Locality": "local"}
@@ -94,3 +95,27 @@ async def test_ollamas_own_cloud_is_not_the_house(name: str, tmp_path: Path) -> 
     async with box() as gpu, proxy(settings({"gpu": gpu.provider()}), tmp_path) as p:
         status, answer, _ = await p.post("/v1/chat/completions", {**HI, "model": f"gpu/{name}"}, headers=PIN)
         assert (status, answer["error"]["code"], gpu.server.posts) == (503, "local_unavailable", [])
+
+
+async def test_what_is_reported_does_not_lead_out_either(tmp_path: Path) -> None:
+    """``explain`` and the count of usable targets go by what a request to the alias may reach."""
+
+    async def usable(p: Proxy) -> str:
+        text = await (await p.client.get(p.url + "/metrics")).text()
+        return next(
+            line for line in text.splitlines() if line.startswith('mana_llm_alias_usable_targets{alias="mana/h')
+        )
+
+    async with box() as gpu, upstream(each(answers)) as cloud:
+        config = settings({"gpu": gpu.provider(), "cloud": openai(cloud.url)})
+        config["aliases"]["mana/house"] = {"chain": ["cloud/m", "gpu/m"], "locality": "local"}
+        async with proxy(config, tmp_path) as p:
+            _, shown = await p.get("/v1/explain?model=mana/house")
+            assert (shown["serves"], shown["chain"][0]["reason"]) == ("gpu/m", "not_local")
+            assert (await usable(p)).endswith(" 1")
+            p.app.generation.registry.providers["gpu"].provider.open_until = math.inf
+            _, shown = await p.get("/v1/explain?model=mana/house")
+            assert (shown["serves"], [row["usable"] for row in shown["chain"]]) == (None, [False, False])
+            assert (await usable(p)).endswith(" 0")
+            assert (await p.chat(model="mana/house"))[0] == 503
+            assert unknown_to(cloud)

@@ -41,9 +41,10 @@ from manallm_proxy.contract.provider_errors import (
     Unsupported,
 )
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.circuit import Circuit, Policy
-from manallm_proxy.routing.failover import Attempt, Walk
-from manallm_proxy.routing.health import COOLING_QUOTA, Health, Permit
+from manallm_proxy.routing.attempt import Attempt
+from manallm_proxy.routing.circuit import COOLING_QUOTA, Circuit, Policy
+from manallm_proxy.routing.failover import Walk
+from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 TARGETS = [Target(provider, model) for provider in ("a", "b", "c") for model in ("m", "n")]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -28,9 +29,11 @@ from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.probes import Prober
 from tests.cases import each_with_each
+from tests.ollama_box import box
 from tests.proxy import openai, proxy, settings
 from tests.recorded import recorded
-from tests.upstreams import Connection, Seen, answers, chunk, completion, upstream
+from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
+from tests.waiting import until
 
 WIRES: dict[str, Wire] = {"openai": OpenAIWire(), "ollama": OllamaWire()}
 KEYS = {"openai": ("data", "id"), "ollama": ("models", "model")}
@@ -328,3 +331,45 @@ async def test_a_server_with_one_thread_stays_well_while_it_answers(tmp_path: Pa
                     assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["consecutive_failures"] == 0
                 await asyncio.sleep(0.02)
             assert (await streaming)[0] == 200
+
+
+async def test_a_list_that_never_comes_costs_no_answer(tmp_path: Path) -> None:
+    """Who can be connected to, and only lists no models in time, is asked all the same after the backoff."""
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.gone()
+                return
+            await answers(connection, seen)
+
+    health = {"probe_interval": 0.1, "probe_timeout": 0.05, "backoff": 0.2}
+    async with upstream(script) as server, proxy(settings({"a": openai(server.url)}, health=health), tmp_path) as p:
+        state = p.app.generation.registry.providers["a"]
+        await until(lambda: state.provider.open_until is not None)
+        async with asyncio.timeout(10):
+            while (await p.chat())[0] != 200:
+                await asyncio.sleep(0.02)
+        probes = len(server.seen) - len(server.posts)
+        await until(lambda: len(server.seen) - len(server.posts) >= probes + 3)
+        assert (await p.chat())[0] == 200
+
+
+@pytest.mark.parametrize("name", ["My Model 7B.gguf", "модель:7b", "日本語/モデル", "m 😀"])
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+async def test_whatever_is_listed_can_be_asked_for(name: str, kind: str, tmp_path: Path) -> None:
+    """By each id in the list, also one with a blank or of another alphabet; what is not listed must be plain."""
+    async with box(name) as gpu, upstream(each(answers), [name]) as server:
+        provider = gpu.provider() if kind == "ollama" else openai(server.url)
+        async with proxy(settings({"a": provider}, ["a/m"], default_provider="a"), tmp_path) as p:
+            ids = [row["id"] for row in (await p.get("/v1/models"))[1]["data"]]
+            assert ids == ["mana/test", f"a/{name}"]
+            for asked in (f"a/{name}", *([] if "/" in name else [name])):
+                status, answer, headers = await p.chat(model=asked)
+                assert (status, answer["model"]) == (200, f"a/{name}")
+                assert headers["x-mana-llm-resolved"] == f"a/{name}"
+                status, data, _ = await p.stream(model=asked)
+                assert (status, data.endswith(b"data: [DONE]\n\n")) == (200, True)
+                assert (await p.get(f"/v1/models/{quote(asked)}"))[0] == 200
+                assert (await p.get(f"/v1/explain?model={quote(asked)}"))[1]["serves"] == f"a/{name}"
+            assert (await p.chat(model=f"a/{name} 2"))[0] == 404

@@ -27,8 +27,8 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.routing.attempt import Attempt
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.failover import Attempt
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream

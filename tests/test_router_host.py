@@ -3,75 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from attrs import define, field
 
+from tests.model_router import router
 from tests.proxy import openai, proxy, settings
-from tests.upstreams import Connection, Upstream, answers, each, upstream
+from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
 RESOLVED = "x-mana-llm-resolved"
-
-
-@define(eq=False)
-class Router:
-    """``state``: of its one model. A load takes until `finish`, or fails where `fails`."""
-
-    state: str = "unloaded"
-    fails: bool = False
-    loads: int = 0
-    lists: int = 0
-    busy: int = 0
-    """So many times it has no room for another model."""
-    plain: bool = False
-    """It is another server, whose list has no such word."""
-    server: Upstream = field(init=False)
-
-    def finish(self) -> None:
-        self.state = "failed" if self.fails else "loaded"
-
-    async def script(self, connection: Connection) -> None:
-        while (seen := await connection.request()) is not None:
-            if seen.path == "/v1/models":
-                self.lists += 1
-                row: dict[str, Any] = {"id": "m", "object": "model", "meta": {"n_ctx": 1024, "size": 96_576_768}}
-                status: dict[str, Any] = {"value": self.state, "args": []}
-                if self.state == "failed":
-                    status = {"value": "unloaded", "args": [], "exit_code": 1, "failed": True}
-                row |= {} if self.plain else {"status": status}
-                await connection.reply({"object": "list", "data": [row]})
-            elif seen.path == "/models/load":
-                assert json.loads(seen.body) == {"model": "m"}
-                if self.busy:
-                    self.busy -= 1
-                    said = {"code": 500, "message": "model limit reached, try again later", "type": "server_error"}
-                    await connection.reply({"error": said}, "500 Internal Server Error")
-                    continue
-                if self.state in ("loading", "loaded"):
-                    said = {"code": 400, "message": "model is already running", "type": "invalid_request_error"}
-                    await connection.reply({"error": said}, "400 Bad Request")
-                    continue
-                self.loads += 1
-                self.state = "loading"
-                await connection.reply({"success": True})
-            elif seen.method == "GET":
-                await connection.reply({"error": {"code": 404, "message": "File Not Found"}}, "404 Not Found")
-            else:
-                await answers(connection, seen)
-
-
-@asynccontextmanager
-async def router(**more: Any) -> AsyncIterator[Router]:
-    made = Router(**more)
-    async with upstream(made.script) as server:
-        made.server = server
-        yield made
 
 
 @pytest.mark.parametrize("cold", ["next", "wait"])
@@ -161,3 +102,34 @@ async def test_another_server_is_left_alone(tmp_path: Path) -> None:
             assert looks.residency.observe_in(looks.clock()) > 100
             assert (box.loads, "not told" in p.log.getvalue()) == (0, False)
             assert (await p.get("/v1/health"))[1]["providers"]["box"]["targets"]["m"]["loaded"] is None
+
+
+async def test_a_model_has_other_names(tmp_path: Path) -> None:
+    """Its list shows them as aliases: under each of them it is loaded where it is, and its load is seen to end."""
+    async with router(aliases=("small", "first")) as box:
+        async with proxy(settings({"box": openai(box.server.url, local=True)}, ["box/small"]), tmp_path) as p:
+            asking = asyncio.ensure_future(p.chat())
+            await until(lambda: box.loads == 1)
+            box.finish()
+            assert (await asking)[2][RESOLVED] == "box/small"
+            looks = p.app.gateway.generation.local.boxes.boxes["box"]
+            await looks.refresh()
+            for name in ("box/small", "box/first", "box/m"):
+                assert (await p.chat(model=name))[2][RESOLVED] == name
+            assert (await p.get("/v1/health"))[1]["providers"]["box"]["targets"]["small"]["loaded"] is True
+            loads = [seen for seen in box.server.seen if seen.path == "/models/load"]
+            assert (len(loads), "model load failed" in p.log.getvalue()) == (1, False)
+
+
+@pytest.mark.parametrize("cold", ["next", "wait"])
+async def test_a_model_that_sleeps_is_woken(cold: str, tmp_path: Path) -> None:
+    """Its process runs, so that it cannot be loaded, but it has to read its weights again."""
+    async with router(state="sleeping") as box, upstream(each(answers)) as cloud:
+        providers = {"box": openai(box.server.url, local=True), "cloud": openai(cloud.url)}
+        async with proxy(settings(providers, [{"target": "box/m", "cold": cold}, "cloud/m"]), tmp_path) as p:
+            expected = "cloud/m" if cold == "next" else "box/m"
+            assert (await p.chat())[2][RESOLVED] == expected
+            await until(lambda: box.state == "loaded")
+            await until(lambda: not p.app.gateway.generation.local.boxes.boxes["box"].residency.loads)
+            assert (await p.chat())[2][RESOLVED] == "box/m"
+            assert (box.woken, box.loads, "model load failed" in p.log.getvalue()) == (1, 0, False)

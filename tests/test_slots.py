@@ -17,7 +17,7 @@ from bench.simulation.virtual_time import run
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.contract.provider_errors import QueueTimeout
-from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.line import Line, Turn
 from manallm_proxy.routing.local_providers import LocalProviders
@@ -241,7 +241,7 @@ def test_a_whole_answer_is_a_trial_only_if_it_would_have_its_turn_in_time() -> N
 def test_a_trial_is_taken_back_while_it_may_wait() -> None:
     """With the server, when it should move on; once an earlier one has ended it has its slot, and stays."""
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), {}), b"{}" * 500, "id-1")
-    entry, other = Entry(Target("gpu", "m"), max_wait=1.0), Entry(Target("cloud", "m"))
+    entry = Entry(Target("gpu", "m"), max_wait=1.0)
 
     async def case(earlier: float) -> str:
         clock = asyncio.get_running_loop().time
@@ -253,9 +253,9 @@ def test_a_trial_is_taken_back_while_it_may_wait() -> None:
                 await asyncio.sleep(seconds)
                 return Answer(None, Usage(100, 10))
 
-            gates = local.gates(call, Chain("mana/m", (entry, other)), lambda target: True)
-            assert gates.gate(entry) is None
-            return await gates.in_turn(ask)(entry)
+            gates = local.gates(call)
+            assert gates.gate(entry, False) is None
+            return await gates.in_turn(ask, lambda entry: False)(entry)
 
         await asked(2.0)
         first = asyncio.ensure_future(asked(earlier))

@@ -664,7 +664,7 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[ProviderError], float
         {},
         b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}',
         ServerBusy,
-        None,
+        3,
     ),
     "llama.cpp, context": (
         400,

@@ -110,13 +110,13 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
         box.asked[id_] = cloud.asked[id_] = asked
         summary = RequestSummary("mana/day", True, False, frozenset(), {})
         call = Call(Endpoint.CHAT, summary, bytes(asked.prompt * BYTES_PER_TOKEN), id_)
-        visit = local_providers.gates(call, chain, registry.may_pass)
+        visit = local_providers.gates(call)
 
         async def ask(entry: Entry) -> relay.Opened:
             return await relay.open_stream(providers[entry.target.provider], catalog, call, entry)
 
-        walk = Walk(chain, registry, id_, visit.gate)
-        async with await walk.run(visit.in_turn(ask), "mana/day", relay.Opened.aclose) as attempt:
+        walk = Walk(chain, registry, id_, visit.gate, visit.may_serve)
+        async with await walk.run(visit.in_turn(ask, walk.is_last), "mana/day", relay.Opened.aclose) as attempt:
             outcome.first_bytes.append(now() - asked.at)
             if attempt.entry is local:
                 outcome.local.append(asked.at)

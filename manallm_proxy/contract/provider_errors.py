@@ -104,6 +104,10 @@ class ConnectTimeout(ProviderError):
     retryable, blame, reason = True, Blame.REACH, "connect_timeout"
 
 
+class ProbeTimeout(ConnectTimeout):
+    """Connected, but a probe got no answer in time: the server is stuck, or slow to list its models."""
+
+
 class FirstByteTimeout(ProviderError):
     """Connected, but no event with content within ``timeouts.first_byte``."""
 

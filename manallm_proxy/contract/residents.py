@@ -21,6 +21,8 @@ class Resident:
     """The window in force, in tokens."""
     expires_in: float | None = None
     """Seconds until it is unloaded if it is not used; None: unknown."""
+    aliases: tuple[str, ...] = ()
+    """Other names under which the server serves it."""
 
 
 class ModelHost(Protocol):
@@ -32,7 +34,7 @@ class ModelHost(Protocol):
 
     async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
         """How many requests it answers at a time, by model, of those that are `loaded`; of all together under ``""``.
-        Asked within `seconds`; empty if this server does not say."""
+        Asked within `seconds`; empty if this server does not say. Raises ProviderError if it cannot say now."""
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """Returns once `entry`'s model is loaded; cancelling it aborts the load. `pinned`: it is to stay."""

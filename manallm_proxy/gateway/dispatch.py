@@ -21,8 +21,9 @@ from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.large import LARGE_BYTES, free_in_thread, offload
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
+from manallm_proxy.routing.attempt import Attempt
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.failover import Attempt, Walk, in_background
+from manallm_proxy.routing.failover import Walk, in_background
 
 T = TypeVar("T")
 

@@ -12,13 +12,13 @@ from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.locality import NOT_LOCAL, is_local
 from manallm_proxy.gateway.reports import in_turns
 from manallm_proxy.gateway.speaking import supports_endpoint
 from manallm_proxy.openai.request import EMBEDDING
 from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
-from manallm_proxy.routing.local_providers import is_last
 
 DOORS: Final[dict[str, Endpoint]] = {
     **{endpoint.path: endpoint for endpoint in Endpoint if endpoint is not Endpoint.COUNT_TOKENS},
@@ -67,17 +67,21 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
-    def may_be_tried(entry: Entry) -> bool:
-        return generation.registry.may_pass(entry.target) and expense.known_refusal(entry) is None
-
-    def gate(entry: Entry) -> Skip | None:
-        last = is_last(entry, capable, may_be_tried)
+    def gate(entry: Entry, last: bool) -> Skip | None:
         return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
+    def may_serve(entry: Entry) -> bool:
+        return generation.config.providers[entry.target.provider].kind != "loopback" and gate(entry, True) is None
+
+    near = {id(entry) for entry in chain if not chain.local_only or is_local(generation.config.providers, entry)}
+    capable = tuple(entry for entry in capable if id(entry) in near)
     able = set(map(id, capable))
-    walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate)
+    walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate, may_serve)
 
     def row(entry: Entry) -> dict[str, Any]:
+        if id(entry) not in near:
+            why = "its provider is not local, as the alias demands (locality)"
+            return {**_row(generation, entry, None), "usable": False, "reason": NOT_LOCAL, "detail": why}
         if id(entry) not in able:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}

@@ -114,7 +114,7 @@ class Generation:
         registry = HealthRegistry(healths, clock, observe, broadcast)
         prepared, catalog = Prepared.of(config), Catalog()
         local = new_local_providers(config, catalog, registry, workers=workers)
-        adopt(local, config, healths)
+        adopt(local, config, registry)
         answers = new_answers(config, clock, observe)
         ledger = ledger if ledger is not None else Ledger()
         limits = SharedLimits(SharedSpend(ledger, lambda: answers.link, clock))
@@ -150,7 +150,7 @@ class Generation:
             health.policy = policy
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
-        adopt(self.local, self.config, self.registry.providers)
+        adopt(self.local, self.config, self.registry)
         adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
 
     async def discard(self) -> None:
@@ -201,7 +201,8 @@ class Generation:
         provider, slash, rest = model.partition("/")
         if not (slash and provider in self.config.providers):
             provider, rest = self.config.default_provider or "", model
-        if not provider or not rest or not _is_sendable(rest) or (slash and rest == model):
+        is_name = _is_sendable(rest) or self.catalog.find(Target(provider, rest)) is not None
+        if not provider or not rest or not is_name or (slash and rest == model):
             raise UnknownModel(
                 "no such model: ask for an alias, for provider/model of a configured provider, "
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
@@ -337,7 +338,7 @@ class Generation:
 
 
 def _is_sendable(model: str) -> bool:
-    """Whether `model` can be part of a response header: visible ASCII of bounded length."""
+    """Whether any client may make up such a name: visible ASCII of bounded length. Others must be listed."""
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
 
 

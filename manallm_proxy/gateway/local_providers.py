@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
+from math import inf
+from typing import Any, Final
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.events import Observer
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.targets import Entry
 from manallm_proxy.gateway.opening import address_of
+from manallm_proxy.gateway.speaking import speaks_openai
+from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.ollama.host import OllamaHost
 from manallm_proxy.providers.openai.router_host import RouterHost
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry
 from manallm_proxy.routing.line import Line
 from manallm_proxy.routing.local_providers import LocalProviders
 from manallm_proxy.routing.queues import Queue
 from manallm_proxy.routing.shared_line import AllWorkers
+
+SETTING_LONGEST: Final = 4096
+"""Max bytes of a client's setting that is looked at."""
 
 
 def new_local_providers(
@@ -44,16 +52,46 @@ def new_local_providers(
         if provider.loads_models:
             box = kept.boxes.boxes.get(name) if kept is not None else None
             boxes[name] = box or _new_box(provider, registry.clock, registry.observe, workers)
-    return LocalProviders(catalog, Boxes(boxes), queues, workers)
+    return LocalProviders(catalog, Boxes(boxes), queues, workers, partial(_own_window, config, catalog))
 
 
-def adopt(local: LocalProviders, config: Config, healths: Mapping[str, Health]) -> None:
+def _own_window(config: Config, catalog: Catalog, call: Call, entry: Entry) -> float | None:
+    """See `LocalProviders.own_window`. Of a request to an Ollama, by what `providers.ollama.settings` lets pass."""
+    provider = config.providers[entry.target.provider]
+    if provider.kind != "ollama" or speaks_openai(provider):
+        return None
+    cuts = _asked(call, "truncate")
+    if cuts is True or (cuts is None and entry.options.get("truncate") is True):
+        return inf
+    options = _asked(call, "options") if provider.client_options and "num_ctx" not in entry.options else None
+    window = options.get("num_ctx") if isinstance(options, dict) else None
+    if type(window) is not int:
+        return None
+    listed = catalog.find(entry.target)
+    return min(window, (listed.context_length if listed is not None else 0) or window)
+
+
+def _asked(call: Call, key: str) -> Any:
+    """The client's value of `key`; None also for one that is too long to be a setting."""
+    if key in call.ollama:
+        return call.ollama[key]
+    start, end = call.summary.spans.get(key, (0, 0))
+    if not 0 < end - start <= SETTING_LONGEST:
+        return None
+    with suppress(*DecodeErrors):
+        return decode(call.body[start:end])
+    return None
+
+
+def adopt(local: LocalProviders, config: Config, registry: HealthRegistry) -> None:
     """Applies `config`, which serves from now on, to servers that were kept. Cannot fail."""
     for name, queue in local.queues.items():
-        queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
+        queue.line.configure(config.providers[name].parallel, queue.clock())
+        queue.health = registry.providers[name]
     for name, box in local.boxes.boxes.items():
         queue = local.queues[name]
-        box.on_slots, queue.on_back = partial(setattr, queue.line, "reported_slots"), box.wake
+        box.on_slots, queue.on_back = queue.report_slots, box.wake
+        box.on_reached = partial(registry.probed, name, None)  # long before the next probe
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 

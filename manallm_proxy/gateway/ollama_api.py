@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, Final
 
 from attrs import field
@@ -16,6 +15,7 @@ from manallm_proxy.doors.ollama.request import read_object
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.likely import first_usable
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.reports import find_model, in_turns, model_rows
 from manallm_proxy.gateway.route_table import RouteTable
@@ -81,7 +81,8 @@ class OllamaAPI:
         row = find_model(generation, name or chain.alias or "", caller)
         if row is None:
             raise UnknownModel("no provider lists this model; GET /api/tags lists what is served", param="model")
-        shown = self._row(generation, chain.alias or name, chain.entries, row["created"]).shown()
+        entry = first_usable(generation, chain)
+        shown = self._row(generation, chain.alias or name, entry, row["created"]).shown()
         return self.renderer.json(request, shown)
 
     async def _not_done(self, request: web.BaseRequest, _rest: str) -> web.Response:
@@ -94,15 +95,13 @@ class OllamaAPI:
         """The row for a listed name: an alias, or a full target."""
         chain = generation.config.aliases.get(name)
         if chain is not None:
-            return self._row(generation, name, chain.entries, created)
+            return self._row(generation, name, first_usable(generation, chain), created)
         target = Target.parse(name)
         options = generation.config.providers[target.provider].options
-        return self._row(generation, name, (Entry(target, options=options),), created)
+        return self._row(generation, name, Entry(target, options=options), created)
 
-    def _row(self, generation: Generation, name: str, entries: Sequence[Entry], created: int) -> ModelRow:
-        """The row of `name`, with what is known of the first usable target of `entries`."""
-        may_pass = generation.registry.may_pass
-        entry = next((entry for entry in entries if may_pass(entry.target)), entries[0])
+    def _row(self, generation: Generation, name: str, entry: Entry, created: int) -> ModelRow:
+        """The row of `name`, with what is known of `entry`'s target."""
         listed = generation.catalog.find(entry.target)
         capabilities = listed.capabilities if listed is not None else None
         if capabilities is not None and "completion" in capabilities:

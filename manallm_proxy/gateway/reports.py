@@ -13,9 +13,9 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.likely import first_usable, likely
 from manallm_proxy.openai.large import collector
 from manallm_proxy.openai.models import model_object
-from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.line import Line
@@ -89,11 +89,9 @@ def find_model(generation: Generation, wanted: str, caller: Caller | None = None
 def model_sizes(generation: Generation, name: str, caller: Caller | None = None) -> tuple[int | None, int | None]:
     """The context window and the longest answer, in tokens, of the first usable target of `name`; None: not known."""
     try:
-        entries = generation.resolve(name, caller).entries
-    except ProxyError:  # a provider may list what no request can name
+        entry = first_usable(generation, generation.resolve(name, caller))
+    except ProxyError:  # it may not be the caller's
         return None, None
-    may_pass = generation.registry.may_pass
-    entry = next((entry for entry in entries if may_pass(entry.target)), entries[0])
     listed = generation.catalog.find(entry.target)
     return generation.local.window(entry, None), listed.max_output if listed is not None else None
 
@@ -115,8 +113,7 @@ def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
     """One alias. ``chosen``, if the chain has open entries: the current target of each entry, null if nothing fits."""
     row: dict[str, Any] = {"name": name, "description": chain.description, "chain": [str(e.target) for e in chain]}
     if chain.is_open:
-        filled = generation.catalog.filled(chain, needs_of(name))
-        row["chosen"] = [None if entry.target.is_open else str(entry.target) for entry in filled]
+        row["chosen"] = [None if e.target.is_open else str(e.target) for e in likely(generation, chain)]
     return row
 
 
@@ -150,12 +147,12 @@ def _looked_at(
     """Looks at one chain of the configuration after the other, and adds to `chosen` and `entries`.
 
     ``chosen``: by provider and alias, the current model of its first open entry (``provider/*``); None if nothing fits.
-    ``entries``: by local provider and model, an entry for each target in the configuration.
+    ``entries``: by local provider and model, an entry for each target in the configuration, open ones as chosen now.
     """
     for name, chain in generation.config.aliases.items():
-        _note_entries(entries, chain)
+        filled = likely(generation, chain)
+        _note_entries(entries, filled)
         if chain.is_open:
-            filled = generation.catalog.filled(chain, needs_of(name))
             for entry, now in zip(chain, filled, strict=True):
                 if entry.target.is_open:
                     found = chosen.setdefault(entry.target.provider, {})
@@ -167,7 +164,7 @@ def _looked_at(
 def _note_entries(entries: dict[str, dict[str, Entry]], chain: Iterable[Entry]) -> None:
     for entry in chain:
         of_one = entries.get(entry.target.provider)
-        if of_one is not None:
+        if of_one is not None and not entry.target.is_open:
             of_one[entry.target.model] = entry
 
 

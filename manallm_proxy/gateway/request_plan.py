@@ -45,8 +45,8 @@ class RequestPlan:
         """Wraps `ask`: it waits for the request's turn, and its expense is reserved and charged."""
         timed = self._timed(ask) if self.walk.chain.has_tiers else ask
         if self.expense is None:
-            return self.gates.in_turn(timed)
-        return self.expense.in_turn(self.gates.in_turn(self.expense.charging(timed)))
+            return self.gates.in_turn(timed, self.walk.is_last)
+        return self.expense.in_turn(self.gates.in_turn(self.expense.charging(timed), self.walk.is_last))
 
     def _timed(self, ask: Ask[A]) -> Ask[A]:
         """Wraps `ask`: measures the time until an answer begins, for `tiers`."""
@@ -78,21 +78,31 @@ def plan_request(generation: Generation, call: Call, caller: Caller | None, chai
     ordered, boxes = chain, generation.local.boxes
     if boxes.boxes and (ordered := boxes.slow_last(chain)) is not chain:
         call.remarks.append("degraded_cpu: tried last")
-    gates = generation.local.gates(call, ordered, generation.registry.may_pass)
+    gates = generation.local.gates(call)
     expense = expense_of(generation, call, caller, ordered)
     gate = gates.gate if expense is None or not expense.accounts else _both(gates, expense)
-    return RequestPlan(generation, Walk(ordered, generation.registry, call.request_id, gate), gates, expense)
+    may_serve = _may_serve(generation, gates, expense) if generation.local.queues else None
+    walk = Walk(ordered, generation.registry, call.request_id, gate, may_serve)
+    return RequestPlan(generation, walk, gates, expense)
 
 
-def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry], Skip | None]:
-    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing.
+def _may_serve(generation: Generation, gates: RequestGates, expense: Expense | None) -> Callable[[Entry], bool]:
+    """For `Walk.may_serve`. Loopback does not count: what it says is no answer."""
+    providers = generation.config.providers
 
-    `gates` count an unaffordable target as one that cannot be tried.
-    """
-    gates.too_dear = expense.refusal
+    def may_serve(entry: Entry) -> bool:
+        if providers[entry.target.provider].kind == "loopback" or (expense is not None and expense.refusal(entry)):
+            return False
+        return gates.may_serve(entry)
 
-    def gate(entry: Entry) -> Skip | None:
-        return expense.refusal(entry) or gates.gate(entry) or expense.gate(entry)
+    return may_serve
+
+
+def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
+    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing."""
+
+    def gate(entry: Entry, last: bool) -> Skip | None:
+        return expense.refusal(entry) or gates.gate(entry, last) or expense.gate(entry)
 
     return gate
 

@@ -73,6 +73,10 @@ class AllBoxes:
                     server, turn = found
                     self._leave(server, turn, now, answered=message.answered, tokens=message.tokens)
                     self._tell(server, turn.line.name, workers, now)
+            case box.Limited():
+                if (line := self._lines.get(message.server)) is not None:
+                    line.limit_model(message.model, message.slots, now)
+                    self._tell(message.server, message.model, workers, now)
             case box.Recovered():
                 self._server_recovered(message.server, now)
             case box.Claim():

@@ -6,7 +6,7 @@ When the supervisor has died, this worker goes on alone: it drains, and can shar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from attrs import field
@@ -49,7 +49,7 @@ class BoxLink:
                 self._end_load(message.server, message.model, message.end)
             case box.Seen():
                 for on_seen in self._listeners.get(message.server, ()):
-                    on_seen(message.asked_at, message.residents)
+                    on_seen(message.asked_at, message.residents, message.slots)
             case _:
                 assert_never(message)
 
@@ -73,6 +73,9 @@ class BoxLink:
 
     def server_recovered(self, server: str) -> None:
         self.send(box.Recovered(server))
+
+    def limited(self, server: str, model: str, slots: int | None) -> None:
+        self.send(box.Limited(server, model, slots))
 
     # as `Loads`
 
@@ -99,8 +102,10 @@ class BoxLink:
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         self.send(box.Loaded(server, model, end))
 
-    def report_residents(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        self.send(box.Seen(server, asked_at, residents))
+    def report_residents(
+        self, server: str, asked_at: float, residents: tuple[Resident, ...], slots: Mapping[str, int] | None
+    ) -> None:
+        self.send(box.Seen(server, asked_at, residents, None if slots is None else dict(slots)))
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
         self._listeners.setdefault(server, []).append(on_seen)

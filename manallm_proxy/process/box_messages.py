@@ -32,6 +32,14 @@ class Left(Message):
     tokens: int = 0
 
 
+class Limited(Message):
+    """From a worker, see `Keeper.limited`."""
+
+    server: str
+    model: str
+    slots: int | None
+
+
 class Recovered(Message):
     """From a worker, see `Keeper.server_recovered`."""
 
@@ -84,7 +92,8 @@ class Seen(Message):
     server: str
     asked_at: float
     residents: tuple[Resident, ...]
+    slots: dict[str, int] | None = None
 
 
-FromWorker = Enter | Began | Left | Recovered | Claim | Loaded | Seen
+FromWorker = Enter | Began | Left | Limited | Recovered | Claim | Loaded | Seen
 ToWorker = Served | Line | Granted | Loaded | Seen

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from manallm_proxy import __version__
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.likely import reachable
 from manallm_proxy.observe.metrics import Metrics
 
 
@@ -29,10 +30,14 @@ def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:
 
 
 def aliases(generation: Generation) -> Iterable[tuple[str, int]]:
-    """Name, and how many of its targets may be tried now, as far as their health goes."""
+    """Name, and how many of its targets may be tried now, as far as their health goes.
+
+    An open entry counts as the model that it stands for; it does not if its provider lists nothing that fits. Nor does
+    one that is not local where the alias must stay local.
+    """
     passes = generation.registry.passing()
     for name, chain in generation.config.aliases.items():
-        yield name, sum([passes(entry.target) for entry in chain.entries])
+        yield name, sum([passes(entry.target) for entry in reachable(generation, chain)])
 
 
 def keys(generation: Generation) -> Iterable[tuple[str, int]]:
@@ -45,7 +50,7 @@ def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
     for name, box in generation.local.boxes.boxes.items():
         for resident in (box.residency.residents or {}).values():
             if resident.size:
-                yield name, resident.name, resident.size_vram / resident.size
+                yield name, resident.name, min(resident.size_vram / resident.size, 1.0)
 
 
 def queues(generation: Generation) -> Iterable[tuple[str, str, int, float]]:

@@ -235,7 +235,9 @@ class WorkerManager:
                 self._tell_all(message, but=number)
             case Ping():
                 pass
-            case box.Enter() | box.Began() | box.Left() | box.Recovered() | box.Claim() | box.Loaded() | box.Seen():
+            case box.Enter() | box.Began() | box.Left() | box.Limited() | box.Recovered() | box.Claim():
+                self.outbox += self._boxes.received(number, message, self.workers, now)
+            case box.Loaded() | box.Seen():
                 self.outbox += self._boxes.received(number, message, self.workers, now)
             case _:
                 assert_never(message)

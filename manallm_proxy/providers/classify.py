@@ -31,6 +31,8 @@ from manallm_proxy.providers.caller_mistakes import Mistake, mistake_in, without
 from manallm_proxy.providers.retry_after import retry_after_of
 from manallm_proxy.providers.scrub import clean
 
+LOADING_COOLING: Final = 3.0
+"""Seconds that a target cools if it says that it loads its model: a llama-server does so for seconds or minutes."""
 QUOTA_COOLING: Final = 600.0
 """Seconds that a target cools if its quota is exhausted."""
 
@@ -55,7 +57,8 @@ _CAPABILITY: Final = re.compile(
     r"|insert|generate)|no endpoints found that support",
     re.IGNORECASE,
 )
-_BUSY: Final = re.compile(r"server busy|overloaded|loading model|at capacity|capacity_exceeded", re.IGNORECASE)
+_BUSY: Final = re.compile(r"server busy|overloaded|at capacity|capacity_exceeded", re.IGNORECASE)
+_LOADING: Final = re.compile(r"loading model", re.IGNORECASE)
 OWN_FAILURES: Final = (RateLimited, PaymentRequired, KeyRejected, MissingModel, ServerFailed, ServerBusy)
 """Errors that have nothing to do with the request's content, so that the operator may read the provider's message."""
 _CALLER_STATUSES: Final = (400, 413, 422)
@@ -288,6 +291,9 @@ def _server(status: int, text: str, words: set[str], after: float | None) -> Pro
     shown = f"the provider failed with status {status}"
     detail = f"status {status}"
     busy = bool(_BUSY.search(text)) or any(_BUSY.search(w) for w in words) or "unavailable_error" in words
+    if status == 503 and _LOADING.search(text):
+        wait = LOADING_COOLING if after is None else after
+        return ServerBusy("the provider loads the model", detail="loading", provider_status=503, retry_after=wait)
     if status in (503, 529) and (busy or after is not None):
         return ServerBusy(
             f"the provider is busy (status {status})", detail="busy", provider_status=status, retry_after=after

@@ -16,8 +16,8 @@ from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Us
 from manallm_proxy.contract.events import Observer, UsageRefused
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import (
-    ConnectTimeout,
     FirstByteTimeout,
+    ProbeTimeout,
     ProviderError,
     ProxyRefused,
     ReadTimeout,
@@ -47,6 +47,8 @@ _LONG_REFUSAL: Final = 8 * 1024
 """Above this many bytes, it takes a millisecond or more to find what a refusal is about."""
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
+_CONNECTS: Final = 0.9
+"""The part of a probe's time that its connection may take."""
 _EVENT_BYTES: Final = 8 * 1024
 """Bytes of an event that is translated on the loop, beside those of the read that ends it: two thousand tool calls in
 one take 20 ms."""
@@ -137,7 +139,8 @@ class HttpProvider:
         until = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout(seconds):
-                response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
+                connect = min(Timeouts().connect, _CONNECTS * seconds)
+                response = await self._connections.request("GET", path, request_id=None, connect=connect)
                 if response.status >= 500:
                     refusal = self.wire.failure(response.status, response.headers, await self._refusal(response, None))
                     raise redact_secrets(refusal, *self.address.secrets)
@@ -148,7 +151,7 @@ class HttpProvider:
                     return ModelList(fault=TOO_LONG)
         except TimeoutError:
             if response is None:
-                raise ConnectTimeout(f"{self.address.name}: its probe got no answer in {seconds:g} s") from None
+                raise ProbeTimeout(f"{self.address.name}: its probe got no answer in {seconds:g} s") from None
             if response.status >= 500:
                 raise self.wire.failure(response.status, response.headers, b"") from None
             return ModelList(fault=CUT_SHORT)

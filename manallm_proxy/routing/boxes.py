@@ -25,6 +25,8 @@ from manallm_proxy.routing.shared_line import LoadEnd, Loads
 
 ANSWER_TIMEOUT: Final = 3.0
 """Max seconds for a server to answer which models are loaded."""
+_NOT_NOW: Final = (Blame.REACH, Blame.LOAD)
+"""Failures that say nothing of what the server is able to: it is away, starting or busy."""
 _LOAD_FAILURES: Final = (Blame.TARGET, Blame.LOAD)
 """Failures that show that the model itself cannot be loaded. After any other failure the request is sent anyway: it
 meets the same failure, and reports it better."""
@@ -41,6 +43,8 @@ class Box:
     warm: tuple[Entry, ...] = ()
     on_slots: Callable[[Mapping[str, int]], None] = lambda slots: None
     """Called with the slots that the server reports, see `Line.reported_slots`."""
+    on_reached: Callable[[], None] = lambda: None
+    """Called when it answers again after it could not be reached."""
     slow_last: bool = True
     """Whether a model that is partly on the CPU is tried after all other entries."""
     loads: Loads | None = None
@@ -51,6 +55,10 @@ class Box:
     """Whether it loads one model at a time, see `Loads.claim`."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
+    _slots: Mapping[str, int] = field(factory=dict)
+    """As last reported."""
+    _is_away: bool = False
+    """It could not be reached the last time, by a request or a poll."""
     _slow: set[str] = field(factory=set)
     """Models reported to be partly on the CPU."""
     _wake: asyncio.Event = field(factory=asyncio.Event)
@@ -95,7 +103,9 @@ class Box:
             raise LoadTimeout(f"{entry.target} is still being loaded", detail=f"{seconds:.3g} s")
         error = None if task.cancelled() else task.result()
         if error is not None and error.blame in _LOAD_FAILURES:
-            raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
+            rest = self.residency.rest(entry.target.model, self.clock(), ("failed",))
+            detail = error.detail or error.error_type
+            raise LoadFailed(f"{entry.target} could not be loaded", detail=detail, retry_after=rest)
 
     def is_ready(self, entry: Entry, now: float) -> bool:
         """Whether the model is loaded. If that is unknown, the request is sent as to any other provider."""
@@ -126,6 +136,8 @@ class Box:
         began, error = self.clock(), None
         try:
             await self.host.load(entry, pinned=pinned)
+            # before those who have waited for it are sent
+            await self._ask_slots((*(self.residency.residents or {}).values(), Resident(entry.target.model)))
         except ProviderError as failed:
             error = failed.with_traceback(None)
         except BaseException:
@@ -143,12 +155,13 @@ class Box:
         again = event == "failed" and failures > 1
         self.observe(ModelLoad(self.provider, entry.target.model, event, now - began, detail, again))
         if self.loads is not None:
-            end = LoadEnd(outcome, detail) if event != "aborted" else None
+            end = LoadEnd(outcome, detail, self._slots) if event != "aborted" else None
             self.loads.loaded(self.server, entry.target.model, end)
         self._wake.set()
 
     def _ended_elsewhere(self, entry: Entry, end: LoadEnd) -> ProviderError | None:
         """Handles a load that another worker ran and reported. Returns its error, if the model was at fault."""
+        self._learn_slots(end.slots)
         self.residency.load_ended(entry, self.clock(), end.outcome)
         if end.outcome != "failed":
             return None
@@ -166,6 +179,11 @@ class Box:
 
     def wake(self) -> None:
         """Polls at once."""
+        self._wake.set()
+
+    def lost(self) -> None:
+        """A request could not reach it. Polls at once, and then as for a busy one: it may only be starting again."""
+        self._is_away = True
         self._wake.set()
 
     async def _watch(self) -> None:
@@ -188,10 +206,14 @@ class Box:
         except TimeoutError:
             return False
 
-    def learn_residents(self, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        """Takes over what another worker found loaded when it asked at `asked_at`."""
+    def learn_residents(
+        self, asked_at: float, residents: tuple[Resident, ...], slots: Mapping[str, int] | None
+    ) -> None:
+        """Takes over what another worker found when it asked at `asked_at`, see `Loads.report_residents`."""
         if asked_at > self.residency.observed_at:
+            self._learn_slots(slots)
             self.residency.observed(residents, asked_at)
+            self.residency.unanswered = False
             self._slow = {each.name for each in residents if self.residency.on_cpu(each.name) is not None}
 
     async def refresh(self, seconds: float = ANSWER_TIMEOUT) -> None:
@@ -200,21 +222,47 @@ class Box:
         try:
             residents = await self.host.residents(seconds)
         except ProviderError as error:
-            if self.residency.not_observed(asked_at, unreadable=error.blame is not Blame.REACH):
+            self._note_reach(reached=error.blame is not Blame.REACH)
+            self.residency.unanswered = error.blame in _NOT_NOW
+            if self.residency.not_observed(asked_at, unreadable=error.blame not in _NOT_NOW):
                 self.observe(ResidentsUnreadable(self.provider, error.detail or error.error_type))
             return
-        self.on_slots(await self.host.slots([each.name for each in residents or ()], seconds))
+        self._note_reach(reached=True)
+        answered = await self._ask_slots(residents or (), seconds)
+        self.residency.unanswered = not answered
         if residents is None:
             self.residency.not_observed(asked_at, unreadable=True)
             return
         self.residency.observed(residents, asked_at)
         if self.loads is not None:
-            self.loads.report_residents(self.server, asked_at, residents)
+            self.loads.report_residents(self.server, asked_at, residents, self._slots if answered else None)
         self._report_slow(residents)
         now = self.clock()
         for entry in self.warm:
             if self.residency.is_loaded(entry, now) is False and not self.residency.rest(entry.target.model, now):
                 self._load(entry, pinned=True)
+
+    def _note_reach(self, *, reached: bool) -> None:
+        was_away, self._is_away = self._is_away, not reached
+        if was_away and reached:
+            self.on_reached()
+
+    async def _ask_slots(self, loaded: Iterable[Resident], seconds: float = ANSWER_TIMEOUT) -> bool:
+        """Asks how many requests the server answers at a time. Returns whether it could say; else what it said before
+        holds."""
+        aliases = {each.name: each.aliases for each in loaded}
+        try:
+            slots = await self.host.slots(aliases, seconds)
+        except ProviderError:
+            return False
+        of_aliases = {alias: slots[name] for name in aliases if name in slots for alias in aliases[name]}
+        self._learn_slots({**of_aliases, **slots})
+        return True
+
+    def _learn_slots(self, slots: Mapping[str, int] | None) -> None:
+        if slots is not None:
+            self._slots = slots
+            self.on_slots(slots)
 
     def _report_slow(self, residents: Iterable[Resident]) -> None:
         """Reports each model that is partly on the CPU once; again only if it was wholly on the GPU in between."""

@@ -8,6 +8,7 @@ from typing import Final
 from attrs import evolve, field
 
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.contract.provider_errors import MissingModel
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target, is_model_name, ollama_name
 from manallm_proxy.routing import best_model
@@ -113,7 +114,10 @@ class Catalog:
         if question not in answers:
             answers[question] = self._choose(provider, *question)
         chosen, why = answers[question]
-        return evolve(entry, unfilled=why) if chosen is None else evolve(entry, target=Target(provider, chosen))
+        if chosen is None:
+            return evolve(entry, unfilled=why)
+        # that it is gone since is no mistake of the caller's, who has not named it
+        return evolve(entry, target=Target(provider, chosen), fallback_on=entry.fallback_on | {MissingModel.widened_by})
 
     def _choose(
         self, provider: str, needs: frozenset[str], prefer: tuple[str, ...], taken: frozenset[str]

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from attrs import field
 
 from manallm_proxy.contract.events import Status
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define, frozen
 
 SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "too_long", "budget"]
@@ -20,6 +21,11 @@ OF_HEALTH: Final[frozenset[SkipReason]] = frozenset({"unhealthy", "cooling"})
 BUDGET: Final[SkipReason] = "budget"
 NO_MODEL: Final[SkipReason] = "no_model"
 """The provider of an open entry lists nothing that fits the request. Decided by `Walk`, not by a circuit."""
+
+COOLING_DEFAULT = 15.0
+COOLING_LONGEST = 300.0
+COOLING_QUOTA = 600.0
+"""Seconds a target cools: without a ``Retry-After``, at most with one, and for an exhausted quota."""
 
 
 @frozen
@@ -249,3 +255,12 @@ class Circuit:
         self.last_error, self.last_check = state.last_error, state.last_check
         if state.cooling_until is not None:
             self.cooling_until = max(state.cooling_until, self.cooling_until or state.cooling_until)
+
+
+def cooling_time(error: ProviderError) -> float:
+    """Seconds that a target rests after `error`: what the provider asked for, within reason."""
+    if error.detail == "quota":
+        return COOLING_QUOTA
+    if error.retry_after is None:
+        return COOLING_DEFAULT
+    return min(max(error.retry_after, 0.0), COOLING_LONGEST)

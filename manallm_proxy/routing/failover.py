@@ -17,17 +17,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
-from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
+from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, LoadFailed, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.contract.tracebacks import clear_tracebacks
+from manallm_proxy.routing.attempt import Attempt
 from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
@@ -38,50 +38,6 @@ HEDGED: Final = "hedged"
 """The log's reason for the loser of two hedged attempts, which did nothing wrong."""
 
 
-@define(eq=False)
-class Attempt(Generic[T]):
-    """A successful attempt. It owns its permit and its stream from the end of the walk to the end of the answer.
-
-    ``async with`` closes the stream and releases the permit. Call `served` or `failed` before that; without either,
-    nobody is blamed, since the client left.
-    """
-
-    entry: Entry
-    value: T
-    _permit: Permit
-    _registry: HealthRegistry
-    _aclose: Callable[[], Awaitable[None]] | None = None
-
-    def began(self) -> None:
-        """The answer has begun: a half-open circuit's trial has succeeded."""
-        self._registry.began(self.entry.target, self._permit)
-
-    def served(self) -> None:
-        """The answer is complete."""
-        self._registry.served(self.entry.target, self._permit)
-
-    def failed(self, error: ProviderError) -> None:
-        """The answer broke off; ``error.blame`` says what counts as failed."""
-        error.target = str(self.entry.target)
-        self._registry.failed(self.entry.target, self._permit, error)
-
-    async def aclose(self) -> None:
-        """Harmless when repeated."""
-        try:
-            if self._aclose is not None:
-                await self._aclose()
-        finally:
-            self._permit.released()
-
-    async def __aenter__(self) -> Attempt[T]:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
 @define
 class Walk:
     """One request's way along its chain. ``log`` can be read at any time, even after the walk was cancelled."""
@@ -89,8 +45,10 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
-    gate: Callable[[Entry], Skip | None] = lambda entry: None
-    """Checks beyond health: why to skip an entry now, or None."""
+    gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
+    """Checks beyond health: (entry, whether it `is_last`) -> why to skip it now, or None."""
+    may_serve: Callable[[Entry], bool] | None = None
+    """Whether these checks would let a last entry pass now, without their side effects; None: it does not matter."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
@@ -212,9 +170,7 @@ class Walk:
 
     def _spare(self, first: Entry) -> tuple[Entry, Permit] | None:
         """The next member of the tier that may be asked now."""
-        entries = self.chain.entries
-        at = next(n for n, entry in enumerate(entries) if entry is first)
-        for entry in entries[at + 1 :]:
+        for entry in self._behind(first):
             if entry.tier != first.tier:
                 return None
             if self._is_hedged(entry):
@@ -237,6 +193,23 @@ class Walk:
         self._report_fallback(racer.entry)
         self.trying, self.trying_at = racer.entry.target, racer.started
 
+    def _behind(self, first: Entry) -> tuple[Entry, ...]:
+        """The entries of the chain after `first`."""
+        entries = self.chain.entries
+        return entries[next(n for n, entry in enumerate(entries) if entry is first) + 1 :]
+
+    def is_last(self, entry: Entry) -> bool:
+        """Whether no entry after this one could be asked now: then a request waits here where else it moves on."""
+        if entry is self.chain.entries[-1]:
+            return True
+        may_serve = self.may_serve
+        return may_serve is not None and not any(
+            not (each.target.is_open or self._is_hedged(each))
+            and self.registry.refusal(each.target) is None
+            and may_serve(each)
+            for each in self._behind(entry)
+        )
+
     def _verdict(self, entry: Entry) -> Permit | Skip:
         verdict = self.registry.admit(entry.target)
         if isinstance(verdict, Skip):
@@ -254,7 +227,7 @@ class Walk:
     def _refusal(self, entry: Entry) -> Skip | None:
         if self.chain.is_open and entry.target.is_open:
             return Skip(NO_MODEL, detail=entry.unfilled)
-        return self.gate(entry)
+        return self.gate(entry, self.is_last(entry))
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target
@@ -282,6 +255,8 @@ class Walk:
         self.registry.failed(target, permit, error)
         self.trying = None
         record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
+        if isinstance(error, LoadFailed) and error.retry_after is not None:  # of which health knows nothing
+            record = evolve(record, again_at=self.registry.clock() + error.retry_after)
         self._pass(record, widened=widened)
 
     def _declined(self, entry: Entry, permit: Permit, skip: Skip) -> None:

@@ -24,7 +24,9 @@ clears everything. The outcome of a probe (`Health.probed`):
 
 10. A failed probe is a failure of reach, and keeps an open circuit open, so that no request is wasted on a trial.
 11. A probe that timed out proves nothing if the provider has answered a request since the probe was sent, or is
-    answering one: a server with a single thread is busy with that.
+    answering one: a server with a single thread is busy with that. If a probe was connected, and got no answer or 5xx,
+    one request may try after the backoff: perhaps only the list is slow or broken. If that one is served, such probes
+    are ignored until one is answered; else they count as any others.
 12. A probe that finds the provider busy, or without a list of models, has reached it.
 
 Several workers may use the same providers. Each decides for itself, and broadcasts when a circuit opens, opens again,
@@ -36,19 +38,20 @@ Nothing here waits, and the time is an argument: any monotonic number of seconds
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from attrs import evolve, field
 
 from manallm_proxy.contract.events import Status
-from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, ProviderError, ResourcesExhausted
+from manallm_proxy.contract.provider_errors import (
+    Blame,
+    ConnectTimeout,
+    ProbeTimeout,
+    ProviderError,
+    ResourcesExhausted,
+)
 from manallm_proxy.contract.records import define
-from manallm_proxy.routing.circuit import Circuit, Hint, Policy, SharedState, Skip
-
-COOLING_DEFAULT = 15.0
-COOLING_LONGEST = 300.0
-COOLING_QUOTA = 600.0
-"""Seconds a target cools: without a ``Retry-After``, at most with one, and for an exhausted quota."""
+from manallm_proxy.routing.circuit import COOLING_QUOTA, Circuit, Hint, Policy, SharedState, Skip, cooling_time
 
 OWN_EVIDENCE = 1.0
 """Seconds for which a served request counts more than what other instances say."""
@@ -72,7 +75,7 @@ class Permit:
             return
         self._began = True
         self._health.answering += 1
-        self._health.heard_at = now
+        self._health._heard(now)
         for circuit in self._trial_of:
             circuit.half_close(self._health.policy)
             circuit.on_trial = False
@@ -118,6 +121,8 @@ class Health:
     """Why it could not be reached, for people ("refused"); None once a probe has reached it."""
     heard_at: float | None = field(default=None, eq=False)
     """When the provider last answered a request, or began to; monotonic seconds."""
+    unlisted: Literal["", "unclear", "down", "harmless"] = field(default="", eq=False)
+    """What it means that the last probe was connected and got no list (rule 11); empty: it got an answer."""
     served_at: float = field(default=-math.inf, eq=False)
     """When a request was last served."""
     provider: Circuit = field(factory=Circuit)
@@ -176,13 +181,23 @@ class Health:
             return  # nobody was asked
         # 12
         if error is None or error.blame in (Blame.LOAD, Blame.NOBODY):
+            self.unlisted = ""
             self.provider.reached(now)
             return
         # 11
         if isinstance(error, ConnectTimeout) and self._heard_since(sent_at):
             return
+        connected = isinstance(error, ProbeTimeout) or error.blame is Blame.TARGET
+        self.unlisted = (self.unlisted or "unclear") if connected else ""
+        if self.unlisted == "harmless":
+            return
         # 10
-        self.provider.fail(self.policy, now, error.error_type, reach=True, again=True)
+        self.provider.fail(self.policy, now, error.error_type, reach=True, again=self.unlisted != "unclear")
+
+    def _heard(self, now: float) -> None:
+        """A request is being answered, or has been."""
+        self.heard_at = now
+        self.unlisted = "harmless" if self.unlisted else ""
 
     def _heard_since(self, sent_at: float | None) -> bool:
         if self.answering:
@@ -190,7 +205,8 @@ class Health:
         return sent_at is not None and self.heard_at is not None and self.heard_at >= sent_at
 
     def _served(self, model: str, now: float) -> None:
-        self.heard_at = self.served_at = now
+        self._heard(now)
+        self.served_at = now
         self.provider.close(now)
         for each in self.targets.values():
             each.witnessed = False
@@ -204,11 +220,16 @@ class Health:
         policy, reason = self.policy, error.error_type
         if error.provider_status is not None:
             self.heard_at = now
+            if error.provider_status < 500:
+                self._heard(now)
         # 5
         if error.blame is Blame.NOBODY:
             return
         # 6
         trial = any(each is self.provider for each in trials)
+        if trial and self.unlisted == "unclear":  # 11
+            self.unlisted = "down"
+            self.provider.fail(policy, now, reason, reach=True, again=True)
         if error.blame is Blame.REACH:
             self.provider.fail(policy, now, reason, reach=True, again=trial)
             return
@@ -340,12 +361,3 @@ def _make_room(held: dict[Any, Any]) -> None:
     """Drops the oldest if there are TARGETS_LIMIT."""
     if len(held) >= TARGETS_LIMIT:
         del held[next(iter(held))]
-
-
-def cooling_time(error: ProviderError) -> float:
-    """Seconds that a target rests after `error`: what the provider asked for, within reason."""
-    if error.detail == "quota":
-        return COOLING_QUOTA
-    if error.retry_after is None:
-        return COOLING_DEFAULT
-    return min(max(error.retry_after, 0.0), COOLING_LONGEST)

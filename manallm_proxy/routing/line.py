@@ -216,6 +216,26 @@ class Line:
         elif line.waiting or self.ramp is not None:
             self._serve_waiting(now)
 
+    def configure(self, slots: int | None, now: float) -> None:
+        """Takes over the configured ``slots``. Serves waiting requests that now have room."""
+        if slots != self.slots:
+            self.slots = slots
+            self._limits_changed(now)
+
+    def report(self, slots: Mapping[str, int], now: float) -> None:
+        """Takes over ``reported_slots``. Serves waiting requests that now have room."""
+        if slots != self.reported_slots:
+            self.reported_slots = slots
+            self._limits_changed(now)
+
+    def limit_model(self, model: str, slots: int | None, now: float) -> None:
+        """Takes over `ModelLine.reported_slots`. Serves waiting requests that now have room."""
+        self.of(model).reported_slots = slots
+        self._limits_changed(now)
+
+    def _limits_changed(self, now: float) -> None:
+        self._serve_waiting(now)
+
     def server_recovered(self) -> None:
         """The server is back after an outage (rule 2)."""
         self.ramp = 1

@@ -1,14 +1,13 @@
 """Gates for local providers, in addition to health: does the request fit, is the queue short, is the model loaded?
 
 In this order: a prompt that cannot fit the model's context window is not sent; a request that would wait too long moves
-on; one whose model is cold waits for the load or moves on, as its entry says. Where no later entry could be tried, it
-waits in any case. Without local providers none of it runs.
+on; one whose model is cold waits for the load or moves on, as its entry says. Without local providers none of it runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, TypeVar
 
@@ -17,12 +16,13 @@ from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import VISION, Call
+from manallm_proxy.contract.provider_errors import Blame, ProviderError
 from manallm_proxy.contract.records import define
-from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
-from manallm_proxy.routing.line import Turn
+from manallm_proxy.routing.line import ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
 from manallm_proxy.routing.queues import Queue, queue_timeout
 from manallm_proxy.routing.relay import Opened
@@ -42,10 +42,13 @@ class LocalProviders:
     boxes: Boxes = field(factory=Boxes)
     queues: Mapping[str, Queue] = field(factory=dict)
     workers: AllWorkers | None = None
+    own_window: Callable[[Call, Entry], float | None] = lambda call, entry: None
+    """The window in tokens that a request itself leads to at `entry`, inf if it may be cut; None: the usual one.
+    Called only where a prompt is longer than that."""
 
-    def gates(self, call: Call, chain: Chain, may_pass: Callable[[Target], bool]) -> RequestGates:
-        """The gates for one request along `chain`. `may_pass`: whether health lets a target be tried now."""
-        return RequestGates(self, call, chain.entries, may_pass)
+    def gates(self, call: Call) -> RequestGates:
+        """The gates for one request."""
+        return RequestGates(self, call)
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why a short request would skip `entry` now; None if it would not. Starts no load."""
@@ -66,21 +69,15 @@ class LocalProviders:
 
 
 class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes, for each request
-    """The gates for one request. ``entries``: its chain's. ``may_pass``: see `LocalProviders.gates`."""
+    """The gates for one request."""
 
     local: LocalProviders
     call: Call
-    entries: Sequence[Entry]
-    may_pass: Callable[[Target], bool]
-    too_dear: Callable[[Entry], Skip | None] | None = None
-    """Why a budget leaves too little for an entry, if there is one."""
     _size: int = 0
     """Size in bytes, see `Call.text_size`; 0: not measured yet."""
     _pictures: Pictures | None = None
     _ready: Entry | None = None
     """The entry whose model `gate` has just found loaded."""
-    _last: Entry | None = None
-    """The entry behind which `gate` has found none that could be tried."""
 
     __repr__ = object.__repr__
 
@@ -94,18 +91,15 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             self._pictures = Pictures(number, size - self._size)
         return self._size
 
-    def gate(self, entry: Entry) -> Skip | None:
+    def gate(self, entry: Entry, last: bool) -> Skip | None:
         """See `Walk.gate`."""
         local, provider = self.local, entry.target.provider
         queue = local.queues.get(provider)
         if queue is None:
             return None
-        if (skip := self._too_long(entry, queue)) is not None:
-            return skip
         now, line, box = queue.clock(), queue.line.of(entry.target.model), local.boxes.boxes.get(provider)
-        last = is_last(entry, self.entries, self._may_be_tried)
-        if last:
-            self._last = entry
+        if (skip := self._too_long(entry, line, box)) is not None:
+            return skip
         streams = self.call.summary.stream or None  # for a whole answer, nobody would notice a trial that waits
         if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
             return skip
@@ -114,25 +108,36 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             return None
         return box.gate(entry, last)
 
-    def _too_long(self, entry: Entry, queue: Queue) -> Skip | None:
-        size, box = self._size or self._measure(), self.local.boxes.boxes.get(entry.target.provider)
-        in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
-        window = in_force or self.local.window(entry, box)
-        if window is None:
-            return None
-        tokens = queue.line.of(entry.target.model).pace.least_tokens(size, self._pictures)
-        return (
-            Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}") if tokens > window else None
-        )
-
-    def _may_be_tried(self, entry: Entry) -> bool:
-        if not self.may_pass(entry.target) or (self.too_dear is not None and self.too_dear(entry) is not None):
+    def may_serve(self, entry: Entry) -> bool:
+        """Whether `entry` could serve now: its list denies nothing that the request needs, and `gate` would let it pass
+        if it were the last one. Starts no load."""
+        listed = self.local.catalog.find(entry.target)
+        if listed is not None and listed.capabilities and self.call.summary.needs_beside(listed.capabilities):
             return False
         queue = self.local.queues.get(entry.target.provider)
-        return queue is None or self._too_long(entry, queue) is None
+        if queue is None:
+            return True
+        box = self.local.boxes.boxes.get(entry.target.provider)
+        skip = self._too_long(entry, queue.line.of(entry.target.model), box)
+        return skip is None and (box is None or box.refusal(entry, last=True) is None)
 
-    def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts."""
+    def _too_long(self, entry: Entry, line: ModelLine, box: Box | None) -> Skip | None:
+        """Why the prompt cannot fit the window of `entry`'s model; None if it may."""
+        size = self._size or self._measure()
+        in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
+        window = in_force or self.local.window(entry, box)
+        if window is None or (tokens := line.pace.least_tokens(size, self._pictures)) <= window:
+            return None
+        own = self.local.own_window(self.call, entry)
+        if own is not None and tokens <= own:
+            return None
+        return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window if own is None else own}")
+
+    def in_turn(self, ask: Ask[A], is_last: Callable[[Entry], bool]) -> Ask[A]:
+        """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts.
+
+        `is_last`: see `Walk.is_last`.
+        """
         if not self.local.queues:
             return ask
 
@@ -143,13 +148,16 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             if self._ready is not entry:
                 await self.local.boxes.loaded(entry)
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
-            turn = queue.enter(entry, entry is self._last, size, streams, self._pictures)
+            turn = queue.enter(entry, is_last(entry), size, streams, self._pictures)
             if turn.began_at is None:
-                await queue.wait_for_turn(turn, entry)
+                await queue.wait_for_turn(turn, entry, is_last)
             try:
                 value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
-            except BaseException:
+            except BaseException as error:
                 queue.end(turn, None)
+                box = self.local.boxes.boxes.get(entry.target.provider)
+                if box is not None and isinstance(error, ProviderError) and error.blame is Blame.REACH:
+                    box.lost()
                 raise
             if isinstance(value, Opened):
                 queue.began(turn)
@@ -159,12 +167,6 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             return value
 
         return wait_and_ask
-
-
-def is_last(entry: Entry, entries: Sequence[Entry], may_be_tried: Callable[[Entry], bool]) -> bool:
-    """Whether no entry after `entry` could be tried now, so that moving on would only be an error."""
-    later = entries[next(n for n, each in enumerate(entries) if each is entry) + 1 :]
-    return not any(may_be_tried(each) for each in later if not each.target.is_open)
 
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:

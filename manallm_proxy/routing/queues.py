@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from attrs import field
 
@@ -19,6 +20,9 @@ from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.line import Line, ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
+
+LOOK_AGAIN: Final = 1.0
+"""Seconds, at least, after which who waits at the last entry looks whether another one can be asked by now."""
 
 
 @define(eq=False)
@@ -58,22 +62,26 @@ class Queue:
         self.line.enter(turn, now)
         return turn
 
-    async def wait_for_turn(self, turn: Turn, entry: Entry) -> None:
-        """Returns when `turn` is served. Raises QueueTimeout at ``Turn.until``.
+    async def wait_for_turn(self, turn: Turn, entry: Entry, is_last: Callable[[Entry], bool]) -> None:
+        """Returns when `turn` is served. Raises QueueTimeout after ``max_wait``, once `entry` is not the last one.
 
-        Cancelling it frees the place.
+        Which entry is the last that can be asked may change meanwhile. Cancelling it frees the place.
         """
         if turn.began_at is not None:
             return
+        served, since, seconds = _served(turn), self.clock(), entry.max_wait
         try:
-            async with asyncio.timeout(None if turn.until is None else entry.max_wait):
-                await _wait_served(turn)
-        except TimeoutError:
-            self.line.leave(turn, self.clock(), answered=False)
-            raise queue_timeout(entry, entry.max_wait) from None
+            while not (await asyncio.wait([served], timeout=seconds))[0]:
+                if not is_last(entry):
+                    raise queue_timeout(entry, self.clock() - since if seconds != entry.max_wait else seconds)
+                turn.until, seconds = None, max(entry.max_wait, LOOK_AGAIN)
         except BaseException:
             self.line.leave(turn, self.clock(), answered=False)
             raise
+
+    def report_slots(self, slots: Mapping[str, int]) -> None:
+        """See `Line.report`."""
+        self.line.report(slots, self.clock())
 
     def began(self, turn: Turn) -> None:
         """Its stream's first content has arrived."""
@@ -100,8 +108,8 @@ def queue_timeout(entry: Entry, seconds: float) -> QueueTimeout:
     return QueueTimeout(f"{entry.target} is busy with other requests", detail=f"waited {seconds:.3g} s")
 
 
-async def _wait_served(turn: Turn) -> None:
-    """Returns when `turn` is served."""
+def _served(turn: Turn) -> asyncio.Future[None]:
+    """Done when `turn` is served."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     turn.on_turn = lambda: None if future.done() else future.set_result(None)
-    await future
+    return future

@@ -19,8 +19,8 @@ from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderE
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.tracebacks import clear_tracebacks
+from manallm_proxy.routing.attempt import Attempt
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.failover import Attempt
 
 _NOTHING: Final = StreamBatch()
 HOLD_LIMIT: Final = 64 * 1024

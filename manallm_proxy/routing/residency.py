@@ -99,6 +99,8 @@ class Residency:
     used_at: float = -math.inf
     """When the last request came."""
     faults: int = 0
+    unanswered: bool = False
+    """The server could not say now what it was asked last, as while it starts: it is asked again soon."""
     has_gpu: bool = False
     """Whether any model was ever seen on a GPU. On a server without a GPU, being on the CPU is not reported."""
     loads: dict[str, _Load] = field(factory=dict)
@@ -111,7 +113,9 @@ class Residency:
         """Takes over what the server listed when asked at `asked_at`. Keeps what we have loaded since then."""
         before = self.residents or {}
         self.observed_at, self.faults = asked_at, 0
-        now = {ollama_name(each.name): each for each in residents if not is_ollama_cloud(each.name)}
+        there = [each for each in residents if not is_ollama_cloud(each.name)]
+        now = {ollama_name(alias): each for each in there for alias in each.aliases}
+        now |= {ollama_name(each.name): each for each in there}
         self.has_gpu = self.has_gpu or any(each.size_vram > 0 for each in now.values())
         for name, past in self._past.items():
             if past.ended_at > asked_at and name in before:
@@ -134,7 +138,7 @@ class Residency:
 
     def observe_in(self, now: float) -> float:
         """Seconds until the next observation (rule 5)."""
-        if self.faults >= FAULTS_LIMIT:
+        if self._is_unable:
             interval = POLL_REFUSED
         else:
             interval = POLL_BUSY if self.loads or now - self.used_at < BUSY_FOR else POLL_IDLE
@@ -166,7 +170,11 @@ class Residency:
         self.used_at = now
         if self._past and (past := self._past.get(ollama_name(entry.target.model))) is not None:
             past.used_at = now
-        return now - self.observed_at - (POLL_BUSY if self.faults < FAULTS_LIMIT else POLL_REFUSED)
+        return now - self.observed_at - (POLL_REFUSED if self._is_unable else POLL_BUSY)
+
+    @property
+    def _is_unable(self) -> bool:
+        return self.faults >= FAULTS_LIMIT and not self.unanswered
 
     def rest(self, model: str, now: float, kinds: Container[Outcome] = ("flap", "failed", "refused")) -> float:
         """Remaining seconds that `model` rests after an outcome of these `kinds` (rule 4); 0: it may be loaded."""

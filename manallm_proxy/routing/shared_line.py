@@ -10,7 +10,7 @@ Nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 from weakref import WeakSet
 
@@ -61,10 +61,12 @@ class LoadEnd:
 
     outcome: Outcome
     detail: str | None = None
+    slots: Mapping[str, int] | None = None
+    """See `Loads.report_residents`."""
 
 
-OnSeen = Callable[[float, tuple[Resident, ...]], None]
-"""Called with (asked at, residents): what another worker found loaded."""
+OnSeen = Callable[[float, tuple[Resident, ...], Mapping[str, int] | None], None]
+"""Called with what another worker has found, see `Loads.report_residents`."""
 
 
 class Loads(Protocol):
@@ -82,8 +84,10 @@ class Loads(Protocol):
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         """Reports how the claimed load ended; None: it was given up."""
 
-    def report_residents(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        """Sends what is loaded to the other workers."""
+    def report_residents(
+        self, server: str, asked_at: float, residents: tuple[Resident, ...], slots: Mapping[str, int] | None
+    ) -> None:
+        """Sends what is loaded to the other workers, and the slots that the server reports; None: it could not."""
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
         """Calls `on_seen` whenever another worker has polled, until `forget`."""
@@ -106,6 +110,9 @@ class Keeper(Protocol):
 
     def server_recovered(self, server: str) -> None:
         """See `Line.server_recovered`."""
+
+    def limited(self, server: str, model: str, slots: int | None) -> None:
+        """The limit of one model's requests has changed; see `Entered.slots`."""
 
 
 class AllWorkers(Loads, Protocol):
@@ -184,9 +191,9 @@ class SharedLine(Line):
         line = turn.line
         line.add(turn)
         self.lines.add(self, turn)
-        slots = super().limit(line) if not self.is_learning(line) else None
+        slots, learns = self._own_limit(line), self.learns
         keeper.entered(
-            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, self.learns, turn.until)
+            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, learns, turn.until)
         )
 
     def began(self, turn: Turn, now: float) -> None:
@@ -209,6 +216,18 @@ class SharedLine(Line):
         line.serving.discard(turn)
         turn.ended_at = now
         keeper.left(turn.number, answered, tokens)
+
+    def _limits_changed(self, now: float) -> None:
+        if (keeper := self.lines.keeper) is None:
+            super()._limits_changed(now)
+            return
+        for line in self.models.values():
+            if not line.is_idle:
+                keeper.limited(self.server, line.name, self._own_limit(line))
+
+    def _own_limit(self, line: ModelLine) -> int | None:
+        """The limit as far as this worker knows; None also if it is learned."""
+        return super().limit(line) if not self.is_learning(line) else None
 
     def server_recovered(self) -> None:
         if self.lines.keeper is None:

@@ -18,9 +18,10 @@ from msgspec import Struct
 from manallm_proxy.contract.provider_errors import BadResponse, Unsupported
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import Resident
-from manallm_proxy.contract.targets import RUNNER_OPTIONS, Entry
+from manallm_proxy.contract.targets import RUNNER_OPTIONS, Entry, is_model_name
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.providers.ollama.errors import failure
 
@@ -30,17 +31,18 @@ _FOREVER: Final = -1
 
 
 class _Row(Struct):
-    """api/types.go ProcessModelResponse."""
+    """api/types.go ProcessModelResponse. Other servers have this list too, with other values in it."""
 
-    name: str
-    size: int = 0
-    size_vram: int = 0
-    context_length: int = 0
+    name: Any = None
+    model: Any = None
+    size: Any = 0
+    size_vram: Any = 0
+    context_length: Any = 0
     expires_at: Any = None
 
 
 class _Rows(Struct):
-    models: list[_Row] | None
+    models: list[msgspec.Raw] | None
 
 
 class _Shown(Struct):
@@ -50,6 +52,7 @@ class _Shown(Struct):
 
 
 _ROWS: Final = msgspec.json.Decoder(_Rows)
+_ROW: Final = msgspec.json.Decoder(_Row)
 _SHOWN: Final = msgspec.json.Decoder(_Shown)
 _FROM: Final = re.compile(r"^FROM\s+\S*sha256[-:]([0-9A-Fa-f]{8,64})\b", re.MULTILINE)
 """The line of a Modelfile that names the weights."""
@@ -68,14 +71,13 @@ class OllamaHost:
 
     async def residents(self, seconds: float) -> tuple[Resident, ...]:
         body = await self._client.ask("GET", "api/ps", None, seconds)
-        try:
-            rows = _ROWS.decode(body).models or []
-        except (*DecodeErrors, msgspec.ValidationError):
-            raise BadResponse(f"{self.address.name}: its /api/ps cannot be read", detail="unreadable") from None
         now = datetime.now(UTC)
-        return tuple(
-            Resident(r.name, r.size, r.size_vram, r.context_length, _seconds_to(r.expires_at, now)) for r in rows
-        )
+        with contextlib.suppress(*DecodeErrors, msgspec.ValidationError):
+            rows = _ROWS.decode(body).models or []
+            found = tuple(resident for row in rows if (resident := _resident(row, now)) is not None)
+            if found or not rows:
+                return found
+        raise BadResponse(f"{self.address.name}: its /api/ps cannot be read", detail="unreadable")
 
     async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
         """Empty: Ollama does not report it."""
@@ -100,6 +102,19 @@ class OllamaHost:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _resident(row: msgspec.Raw, now: datetime) -> Resident | None:
+    """One row of the list, with 0 for each number that is none; None if it names no model."""
+    try:
+        read = _ROW.decode(row)
+    except (*DecodeErrors, msgspec.ValidationError):
+        return None
+    name = next((each for each in (read.name, read.model) if isinstance(each, str) and is_model_name(each)), None)
+    if name is None:
+        return None
+    size, size_vram, window = (count(each) for each in (read.size, read.size_vram, read.context_length))
+    return Resident(name, size, size_vram, window, _seconds_to(read.expires_at, now))
 
 
 def _wanted(entry: Entry, pinned: bool) -> dict[str, Any]:

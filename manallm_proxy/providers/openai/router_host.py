@@ -3,7 +3,8 @@
 Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` with unloaded if
 the model's process has died (llama.cpp builds 11434, 11669). To make room for another model it unloads even one that is
 still loading, so models are loaded one after another here; while all models that it has room for are busy, it answers
-500 ("model limit reached"), or not until one is idle (build 11434), and is asked again. Other servers' lists lack the
+500 ("model limit reached"), or not until one is idle (build 11434), and is asked again. A model that *sleeps* (its
+weights are not in memory, but its process runs) is woken by asking for its ``/slots``. Other servers' lists lack the
 status; they are asked a few times, then hardly ever. ``/props`` has the number of requests that a llama-server answers
 at a time.
 """
@@ -11,6 +12,7 @@ at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -19,7 +21,7 @@ import msgspec
 from attrs import evolve, field
 from msgspec import Struct
 
-from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, Blame, FirstByteTimeout, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry
@@ -53,6 +55,12 @@ class _Row(Struct):
         return value if isinstance(value, str) else None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its id, and its aliases, which requests and loads may name as well."""
+        others = self.aliases if isinstance(self.aliases, list) else []
+        return (self.id, *(each for each in others if isinstance(each, str)))
+
+    @property
     def window(self) -> int:
         """The context window in force, in tokens; 0 if the server does not report it."""
         tokens = self.meta.get("n_ctx") if isinstance(self.meta, dict) else None
@@ -81,6 +89,8 @@ class RouterHost:
     _loading: asyncio.Lock = field(factory=asyncio.Lock)
     _slots: dict[str, int] = field(factory=dict)
     """Slots of the loaded models."""
+    _has_slots: bool = False
+    """Whether it reported them the last time."""
 
     def __attrs_post_init__(self) -> None:
         base = self.address.base_url
@@ -91,7 +101,8 @@ class RouterHost:
         rows = await self._rows(seconds)
         if not any(row.state for row in rows):
             return None
-        return tuple(Resident(row.id, context_length=row.window) for row in rows if row.state == "loaded")
+        loaded = [row for row in rows if row.state == "loaded"]
+        return tuple(Resident(row.id, context_length=row.window, aliases=row.names[1:]) for row in loaded)
 
     async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
         """``total_slots`` of ``/props``, per model in router mode, else of the server."""
@@ -107,12 +118,17 @@ class RouterHost:
         return {model: slots for model, slots in self._slots.items() if slots}
 
     async def _slots_of(self, path: str, seconds: float) -> int:
-        """``total_slots`` at `path`; 0 if it is missing."""
+        """``total_slots`` at `path`; 0 if it is missing. Raises ProviderError if the server cannot say now."""
         try:
             slots = _PROPS.decode(await self._client.ask("GET", path, None, seconds)).total_slots
-        except (ProviderError, *DecodeErrors, msgspec.ValidationError):
+        except ProviderError as error:
+            if error.blame is Blame.LOAD or (self._has_slots and error.blame in (Blame.REACH, Blame.TARGET)):
+                raise
             return 0
-        return slots if type(slots) is int and slots > 0 else 0
+        except (*DecodeErrors, msgspec.ValidationError):
+            return 0
+        self._has_slots = type(slots) is int and slots > 0
+        return slots if self._has_slots else 0
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """The load goes on even if this is cancelled. `pinned` has no effect: the server unloads what it has not used
@@ -126,7 +142,11 @@ class RouterHost:
                 await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
                 break
             except ProviderError as error:  # 400 also for a model that is loaded, or that another client loads
-                if await self._state(model) in ("loading", "loaded"):
+                state = await self._state(model)
+                if state == "sleeping":
+                    await self._wake(model)
+                    return
+                if state in ("loading", "loaded"):
                     break
                 if not _has_no_room(error):
                     raise
@@ -147,8 +167,13 @@ class RouterHost:
     async def close(self) -> None:
         await self._client.close()
 
+    async def _wake(self, model: str) -> None:
+        """Returns once `model` is awake. If the server has no ``/slots``, the request will wake it."""
+        with contextlib.suppress(ProviderError):
+            await self._client.ask("GET", f"slots?model={quote(model, safe='')}", None, LOAD_LONGEST)
+
     async def _state(self, model: str) -> str | None:
-        return next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
+        return next((row.state for row in await self._rows(ANSWER) if model in row.names), None)
 
     async def _rows(self, seconds: float) -> list[_Row]:
         body = await self._client.ask("GET", self._list, None, seconds)

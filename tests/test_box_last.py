@@ -1,0 +1,130 @@
+"""A busy or cold box whose entry is the last that can be asked: its requests wait, as those of a last entry do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.routing.ledger import Spend
+from tests.ollama_box import Box, box
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Seen, Upstream, answers, each, upstream
+from tests.waiting import until
+
+RESOLVED = "x-mana-llm-resolved"
+UNAVAILABLE = ("unconfigured", "unhealthy", "cooling", "budget", "loopback")
+"""Why the cloud behind the box cannot be asked."""
+
+
+@asynccontextmanager
+async def house(why: str, tmp_path: Path, entry: dict[str, Any]) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
+    """A box that answers one at a time, and behind it a cloud that cannot be asked now."""
+
+    async def limited(connection: Connection, seen: Seen) -> None:
+        if why == "cooling":
+            await connection.reply(b"{}", "429 Too Many Requests", extra="Retry-After: 100\r\n")
+        else:
+            await answers(connection, seen)
+
+    async with box() as gpu, upstream(each(limited)) as cloud:
+        if "cold" not in entry:
+            gpu.put("m")
+        more: dict[str, Any] = {"api_key": "${NOT_SET}"} if why == "unconfigured" else {}
+        providers = {"gpu": gpu.provider(parallel=1), "cloud": openai(cloud.url, **more)}
+        if why == "loopback":
+            providers["cloud"] = {"kind": "loopback"}
+        behind = {"target": "cloud/m", "price": {"input": 1, "output": 1}}
+        config = settings(providers, [{"target": "gpu/m", **entry}, behind])
+        if why == "budget":
+            config["aliases"]["mana/test"] |= {"budget": {"day": "1 USD"}, "on_budget": "local"}
+        if why == "unhealthy":
+            await cloud.stop()  # the first probe finds nobody
+            config["health"] = {**config["health"], "failure_threshold": 1}
+        async with proxy(config, tmp_path) as p:
+            await until(lambda: gpu.ps_asked)
+            if why == "cooling":
+                assert (await p.chat(model="cloud/m"))[0] == 429
+            p.app.gateway.generation.ledger.charge("alias mana/test", Spend(1.0, 10))
+            yield p, gpu, cloud
+
+
+def queue_of(p: Proxy) -> int:
+    return len(p.app.gateway.generation.local.queues["gpu"].line.of("m").waiting)
+
+
+@pytest.mark.parametrize("why", UNAVAILABLE)
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_busy_box_is_waited_for(why: str, known: bool, tmp_path: Path) -> None:
+    """However long it takes (`known`: and is known to take), where the next entries would refuse the request."""
+    async with house(why, tmp_path, {"max_wait": 0.05}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        if known:
+            p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
+        asked = len(cloud.posts)
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(3)]
+        await until(lambda: queue_of(p) == 2)
+        row = (await p.get("/v1/explain"))[1]["chain"][0]
+        assert (row["usable"], row["reason"]) == (True, None)
+        await asyncio.sleep(0.15)  # more than max_wait
+        assert queue_of(p) == 2
+        gpu.answers.set()
+        results = await asyncio.gather(*asking)
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [(200, "gpu/m")] * 3
+        assert (gpu.most, len(cloud.posts)) == (1, asked)
+
+
+@pytest.mark.parametrize("why", UNAVAILABLE)
+async def test_a_cold_one_is_waited_for(why: str, tmp_path: Path) -> None:
+    """Though it says that the next entry should answer meanwhile: there is nobody to do so."""
+    async with house(why, tmp_path, {"cold": "next"}) as (p, gpu, _):
+        gpu.slow = {"m"}
+        asking = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.begun == ["m"])
+        assert (await p.get("/v1/explain"))[1]["serves"] == "gpu/m"
+        gpu.finish("m")
+        status, _, headers = await asking
+        assert (status, headers.get(RESOLVED)) == (200, "gpu/m")
+
+
+async def test_the_next_one_fails_and_comes_back_while_a_request_waits(tmp_path: Path) -> None:
+    """Who waits moves on as soon as somebody else may be asked, and not before that."""
+    async with house("", tmp_path, {"max_wait": 0.2}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        health = p.app.gateway.generation.registry.providers["cloud"]
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        second = asyncio.ensure_future(p.chat())
+        await until(lambda: queue_of(p) == 1)
+        health.provider.open_until = asyncio.get_running_loop().time() + 600
+        await asyncio.sleep(0.4)
+        assert (queue_of(p), second.done()) == (1, False)
+        health.provider.open_until = None
+        status, _, headers = await second
+        assert (status, headers[RESOLVED], len(cloud.posts)) == (200, "cloud/m", 1)
+        gpu.answers.set()
+        assert (await first)[2][RESOLVED] == "gpu/m"
+
+
+async def test_one_that_cannot_see_does_not_count(tmp_path: Path) -> None:
+    """A request with a picture would get 400 there, only since the box was busy for a moment."""
+    async with house("", tmp_path, {"max_wait": 0.05}) as (p, gpu, cloud):
+        p.app.gateway.generation.catalog.learn(
+            "cloud", [ModelInfo("m", capabilities=frozenset({"completion", "tools"}))]
+        )
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+        body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, picture]}]}
+        gpu.answers.clear()
+        asking = [asyncio.ensure_future(p.chat(**body)) for _ in range(2)]
+        await until(lambda: queue_of(p) == 1)
+        await asyncio.sleep(0.1)
+        gpu.answers.set()
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in await asyncio.gather(*asking)] == [
+            (200, "gpu/m")
+        ] * 2
+        assert cloud.posts == []
