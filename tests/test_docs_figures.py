@@ -45,7 +45,7 @@ FIGURES: Final[tuple[tuple[str, str, object, object], ...]] = (
     (README, "logged at most 20 times a second", log.REFUSALS_PER_SECOND, 20),
     (README, "at the ports 11434, 1234, 8080, 9931 and 8000, for a second at most",
      ([port for port, _ in discovery.USUAL], server_scan.LONGEST), ([11434, 1234, 8080, 9931, 8000], 1)),
-    (ALIASES, "until its `Retry-After` (15 s without one, 3 s if it is loading its model, at most 5 min; used-up quota 10 min)",
+    (ALIASES, "(15 s without one, 3 s if it is loading its model, at most 5 min; used-up quota 10 min)",
      (circuit.COOLING_DEFAULT, circuit.COOLING_LONGEST, circuit.COOLING_QUOTA), (15, 300, 600)),
     (ALIASES, "`x-should-retry: false` if that is more than 5 s", attempts.WORTH_A_RETRY, 5),
     (ALIASES, "and once a minute another one, to measure it", tiers.STALE, 60),
