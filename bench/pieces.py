@@ -191,7 +191,7 @@ def gates(
 
     def passed() -> RequestGates:
         visit = local_providers.gates(asked)
-        assert visit.gate(entry, False) is None
+        assert visit.gate(entry, no) is None
         return visit
 
     async def answered() -> None:

@@ -256,6 +256,20 @@ async def test_a_restart_is_over_when_it_answers(tmp_path: Path) -> None:
             assert (await health_of(p))["status"] == "healthy"
 
 
+@pytest.mark.parametrize("never", [0, "0", "0s", 0.0])
+async def test_what_is_unloaded_by_each_answer_is_not_loaded_before(never: Any, tmp_path: Path) -> None:
+    """With that setting a load would be the opposite (server/routes.go GenerateHandler): it would unload the model."""
+    async with house(tmp_path, {"cold": "next", "options": {"keep_alive": never}}) as (p, gpu, cloud):
+        gpu.slow.clear()
+        await until(lambda: gpu.ps_asked)
+        for _ in range(3):
+            gpu.loaded.clear()
+            await p.app.generation.local.boxes.refresh(1.0)
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        assert {seen.path for seen in gpu.server.posts} == {"/api/chat"}
+        assert (cloud.posts, "model load" in p.log.getvalue()) == ([], False)
+
+
 async def test_none_of_it_for_other_providers(tmp_path: Path) -> None:
     """A provider that is not said to be local is not asked what it has loaded."""
     async with box() as gpu, proxy(settings({"gpu": gpu.provider(local=False)}), tmp_path) as p:

@@ -254,7 +254,7 @@ def test_a_trial_is_taken_back_while_it_may_wait() -> None:
                 return Answer(None, Usage(100, 10))
 
             gates = local.gates(call)
-            assert gates.gate(entry, False) is None
+            assert gates.gate(entry, lambda entry: False) is None
             return await gates.in_turn(ask, lambda entry: False)(entry)
 
         await asked(2.0)

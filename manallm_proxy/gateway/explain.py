@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from attrs import evolve
@@ -67,11 +67,14 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
-    def gate(entry: Entry, last: bool) -> Skip | None:
-        return expense.known_refusal(entry) or generation.local.refusal(entry, last)
+    def gate(entry: Entry, is_last: Callable[[Entry], bool]) -> Skip | None:
+        return expense.known_refusal(entry) or generation.local.refusal(entry, is_last(entry))
 
     def may_serve(entry: Entry) -> bool:
-        return generation.config.providers[entry.target.provider].kind != "loopback" and gate(entry, True) is None
+        return (
+            generation.config.providers[entry.target.provider].kind != "loopback"
+            and gate(entry, lambda entry: True) is None
+        )
 
     near = {id(entry) for entry in chain if not chain.local_only or is_local(generation.config.providers, entry)}
     capable = tuple(entry for entry in capable if id(entry) in near)

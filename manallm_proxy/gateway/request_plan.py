@@ -98,11 +98,11 @@ def _may_serve(generation: Generation, gates: RequestGates, expense: Expense | N
     return may_serve
 
 
-def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
+def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, Callable[[Entry], bool]], Skip | None]:
     """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing."""
 
-    def gate(entry: Entry, last: bool) -> Skip | None:
-        return expense.refusal(entry) or gates.gate(entry, last) or expense.gate(entry)
+    def gate(entry: Entry, is_last: Callable[[Entry], bool]) -> Skip | None:
+        return expense.refusal(entry) or gates.gate(entry, is_last) or expense.gate(entry)
 
     return gate
 

@@ -45,8 +45,8 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
-    gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
-    """Checks beyond health: (entry, whether it `is_last`) -> why to skip it now, or None."""
+    gate: Callable[[Entry, Callable[[Entry], bool]], Skip | None] = lambda entry, is_last: None
+    """Checks beyond health: (entry, `is_last`) -> why to skip it now, or None."""
     may_serve: Callable[[Entry], bool] | None = None
     """Whether these checks would let a last entry pass now, without their side effects; None: it does not matter."""
     log: list[AttemptRecord] = field(factory=list)
@@ -227,7 +227,7 @@ class Walk:
     def _refusal(self, entry: Entry) -> Skip | None:
         if self.chain.is_open and entry.target.is_open:
             return Skip(NO_MODEL, detail=entry.unfilled)
-        return self.gate(entry, self.is_last(entry))
+        return self.gate(entry, self.is_last)
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target

@@ -91,8 +91,8 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             self._pictures = Pictures(number, size - self._size)
         return self._size
 
-    def gate(self, entry: Entry, last: bool) -> Skip | None:
-        """See `Walk.gate`."""
+    def gate(self, entry: Entry, is_last: Callable[[Entry], bool]) -> Skip | None:
+        """See `Walk.gate`. To know which entry is last takes some microseconds, so that is asked where it matters."""
         local, provider = self.local, entry.target.provider
         queue = local.queues.get(provider)
         if queue is None:
@@ -101,12 +101,13 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         if (skip := self._too_long(entry, line, box)) is not None:
             return skip
         streams = self.call.summary.stream or None  # for a whole answer, nobody would notice a trial that waits
-        if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
+        is_open = queue.line.is_open(line, streams, now)
+        if not is_open and (skip := queue.refusal(entry, line, now)) is not None and not is_last(entry):
             return skip
         if box is None or box.is_ready(entry, now):
             self._ready = entry
             return None
-        return box.gate(entry, last)
+        return box.gate(entry, is_last(entry))
 
     def may_serve(self, entry: Entry) -> bool:
         """Whether `entry` could serve now: its list denies nothing that the request needs, and `gate` would let it pass
@@ -148,7 +149,8 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             if self._ready is not entry:
                 await self.local.boxes.loaded(entry)
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
-            turn = queue.enter(entry, is_last(entry), size, streams, self._pictures)
+            is_free = self.local.workers is None and queue.line.of(entry.target.model).is_idle
+            turn = queue.enter(entry, is_free or is_last(entry), size, streams, self._pictures)
             if turn.began_at is None:
                 await queue.wait_for_turn(turn, entry, is_last)
             try:

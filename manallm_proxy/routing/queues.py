@@ -22,7 +22,7 @@ from manallm_proxy.routing.line import Line, ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
 
 LOOK_AGAIN: Final = 1.0
-"""Seconds, at least, after which who waits at the last entry looks whether another one can be asked by now."""
+"""Seconds after which who waits at the last entry looks again whether another one can be asked by now."""
 
 
 @define(eq=False)
@@ -69,12 +69,12 @@ class Queue:
         """
         if turn.began_at is not None:
             return
-        served, since, seconds = _served(turn), self.clock(), entry.max_wait
+        served, began, is_first = _served(turn), self.clock(), True
         try:
-            while not (await asyncio.wait([served], timeout=seconds))[0]:
+            while not (await asyncio.wait([served], timeout=entry.max_wait if is_first else LOOK_AGAIN))[0]:
                 if not is_last(entry):
-                    raise queue_timeout(entry, self.clock() - since if seconds != entry.max_wait else seconds)
-                turn.until, seconds = None, max(entry.max_wait, LOOK_AGAIN)
+                    raise queue_timeout(entry, entry.max_wait if is_first else self.clock() - began)
+                turn.until, is_first = None, False
         except BaseException:
             self.line.leave(turn, self.clock(), answered=False)
             raise

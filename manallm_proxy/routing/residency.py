@@ -3,7 +3,8 @@
 Rules, from the last observation and from what we did since:
 
 1. *Not known* (never observed, or the server does not report it): requests are sent as to any other provider. So are
-   those for a model that the list lacked after two loads in a row: it is listed under another name, or wrongly not.
+   those for a model that the list lacked after two loads in a row: it is listed under another name, or wrongly not; and
+   those of entries with ``keep_alive: 0``: each answer unloads the model, and so would a load with that setting.
 2. *Loaded*: listed, with the window that the request will ask for, and not expired; or loaded by us since the
    observation. If the server listed another window after our own load, that one counts as what we asked for: a server
    cuts a window down to what the model can take.
@@ -146,7 +147,7 @@ class Residency:
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
         """Rules 1 to 3; None: unknown."""
-        if self.residents is None:
+        if self.residents is None or (entry.options and _unloads(entry.options.get("keep_alive"))):
             return None
         name = ollama_name(entry.target.model)
         resident = self.residents.get(name)
@@ -230,6 +231,13 @@ class Residency:
         if resident is None or not self.has_gpu or not resident.size:
             return None
         return resident if resident.size_vram < VRAM_WHOLE * resident.size else None
+
+
+def _unloads(keep_alive: object) -> bool:
+    """Whether it is 0, in one of the forms that Ollama takes: 0, 0.0, "0", "0s"."""
+    if isinstance(keep_alive, str):
+        return keep_alive[:1] == "0" and not any(digit in keep_alive for digit in "123456789")
+    return keep_alive == 0 and not isinstance(keep_alive, bool)
 
 
 def _window(entry: Entry) -> int | None:
