@@ -20,8 +20,9 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.openai_chat import ChatDoor
-from manallm_proxy.openai import bounds, character_counts
-from manallm_proxy.openai.bounds import TooMuch, count_by_characters, count_structure
+from manallm_proxy.openai import bounds, character_counts, json_structure
+from manallm_proxy.openai.bounds import count_by_characters, count_structure
+from manallm_proxy.openai.json_structure import TooMuch
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import MOST_TEXTS, decoded
 from manallm_proxy.providers.answer_bounds import refuse_too_much
@@ -84,7 +85,7 @@ def test_a_bound_holds_exactly(value: dict[str, Any], key: str, size: int, space
     counted = getattr(Counted(value), key)
     body = json.dumps(value, separators=None if spaced else (",", ":")).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bounds, "_SLICE", size)
+        patch.setattr(json_structure, "_SLICE", size)
         patch.setattr(character_counts, "_SLICE", size)
         count_structure(body, Limits(key, counted), "limits")
         if counted > 0:
@@ -164,14 +165,14 @@ def test_counting_ends_at_the_bound() -> None:
     """A hundred megabytes cost what the bound costs, since no slice after it is looked at."""
     seen: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        structure = bounds._structure
+        structure = json_structure.structure_of
 
         def counted(body: bytes) -> Iterator[tuple[bytes, int]]:
             for each, quotes in structure(body):
                 seen.append(each)
                 yield each, quotes
 
-        patch.setattr(bounds, "_structure", counted)
+        patch.setattr(bounds, "structure_of", counted)
         with pytest.raises(BadResponse, match=r"its answer has more than 200000 objects and lists \(answers\.parts\)"):
             refuse_too_much(b'{"a":[' + b"[]," * 2_000_000 + b"[]]}", AnswerLimits())
     assert sum(map(len, seen)) < 700_000

@@ -17,9 +17,10 @@ from attrs import asdict, evolve, field
 
 from manallm_proxy.contract.answers import AnswerLimits
 from manallm_proxy.contract.records import define, frozen
-from manallm_proxy.openai.bounds import TooMuch, count_structure
+from manallm_proxy.openai.bounds import count_structure
 from manallm_proxy.openai.joined import joined_ascii, joined_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, encode, encode_whole
+from manallm_proxy.openai.json_structure import TooMuch
 from manallm_proxy.openai.large import LARGE_BYTES
 
 _PREFIX: Final = "manallm1."

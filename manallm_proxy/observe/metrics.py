@@ -340,13 +340,7 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
 )
 _HISTOGRAMS: Final[tuple[tuple[Any, ...], ...]] = (
     ("request_duration_seconds", "From a request's arrival to its last byte", SECONDS, "endpoint"),
-    (
-        "llm_latency_seconds",
-        "From a request's arrival to its last byte, where a model answered",
-        SECONDS,
-        "provider",
-        "model",
-    ),
+    ("llm_latency_seconds", "From arrival to the last byte, where a model answered", SECONDS, "provider", "model"),
     ("time_to_first_byte_seconds", "From a request's arrival to its answer's first byte", SECONDS, "provider", "model"),
     ("output_tokens_per_second", "Completion tokens of streams, from their first byte on", RATES, "provider", "model"),
 )

@@ -9,15 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.records import define
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.openai.character_counts import closed_in, number_of, opened_in
 from manallm_proxy.openai.json_object import DecodeErrors
+from manallm_proxy.openai.json_structure import Bounds, Count, TooMuch, structure_of
 from manallm_proxy.openai.large import LARGE_PARTS
 from manallm_proxy.openai.long_values import MOST
 
@@ -37,34 +37,6 @@ _KEYS_AT_ONCE: Final = 8000
 """The same for an object: a key takes five times as long as a value."""
 _NEAREST: Final = 1024
 """Min bytes by which the place of a cut is moved."""
-_STRUCTURE: Final = b"{}[]:,"
-_ANYTHING_ELSE: Final = bytes(set(range(256)) - set(_STRUCTURE))
-
-
-class Bounds(Protocol):
-    """The part of the configuration's ``limits`` that concerns structure."""
-
-    @property
-    def keys(self) -> int: ...
-    @property
-    def messages(self) -> int: ...
-    @property
-    def parts(self) -> int: ...
-    @property
-    def elements(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
-
-
-class TooMuch(Exception):
-    """A limit is exceeded; the message completes "the request" or "the answer".
-
-    ``key``: the configuration key that raises the limit.
-    """
-
-    def __init__(self, what: str, key: str) -> None:
-        super().__init__(f"{what} ({key})")
-        self.key = key
 
 
 class NeedsFullScan(Exception):
@@ -129,8 +101,8 @@ def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
         opened, sure = found, True
     if sure:  # nearly every request ends here
         return opened
-    count = _Count(bounds, section)
-    for structure, quotes in _structure(body):
+    count = Count(bounds, section)
+    for structure, quotes in structure_of(body):
         count.add(structure, quotes)
     return count.parts
 
@@ -180,7 +152,7 @@ def _commas(text: bytes, enough: int) -> int:
     if number <= enough:
         return number
     number = 0
-    for structure, _ in _structure(text):
+    for structure, _ in structure_of(text):
         number += structure.count(b",")
         if number > enough:
             break
@@ -283,73 +255,3 @@ def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:
         return None
     longer = (member for member in members if len(member) + 2 > bounds.depth)  # the others cannot be nested so deeply
     return opened if max(map(opened_in, longer), default=0) + 2 <= bounds.depth else None
-
-
-def _structure(body: bytes) -> Iterator[tuple[bytes, int]]:
-    """Braces, brackets, colons and commas outside of strings, and the number of their quotes, slice by slice."""
-    inside, half = 0, b""
-    for at in range(0, len(body), _SLICE):
-        piece = half + body[at : at + _SLICE]
-        half = b""
-        if b"\\" in piece:
-            plain = piece.rstrip(b"\\")
-            half = b"\\" * ((len(piece) - len(plain)) % 2)  # the character that it escapes is in the next slice
-            piece = plain.replace(b"\\\\", b"").replace(b'\\"', b"")
-        pieces = piece.split(b'"')
-        quotes = len(pieces) - 1
-        yield b"".join(pieces[inside::2]).translate(None, _ANYTHING_ELSE), quotes
-        inside ^= quotes % 2
-
-
-@define
-class _Count:
-    """Running counts for one body."""
-
-    _bounds: Bounds
-    _section: str
-    parts: int = 0
-    _elements: int = 0
-    _quotes: int = 0
-    _keys: int = 0
-    _messages: int = 0
-    _depth: int = 0
-    _in_list: bool = False
-    """Whether the current top-level value is a list."""
-
-    def add(self, structure: bytes, quotes: int) -> None:
-        bounds = self._bounds
-        opened = structure.count(b"{") + structure.count(b"[")
-        self.parts += opened
-        self._elements += opened + structure.count(b",") + structure.count(b":")
-        self._refuse_over(self.parts, bounds.parts, "parts", "objects and lists")
-        self._quotes += quotes
-        self._refuse_over(self._elements + self._quotes // 2, bounds.elements, "elements", "values and keys")
-        deepest = self._walk(structure.replace(b",", b""))
-        if deepest > bounds.depth:
-            raise TooMuch(f"is nested too deeply, over {bounds.depth} levels", f"{self._section}.depth")
-        self._refuse_over(self._keys, bounds.keys, "keys", "keys at its top")
-        self._refuse_over(self._messages, bounds.messages, "messages", "messages or tools")
-
-    def _refuse_over(self, number: int, bound: int, key: str, what: str) -> None:
-        if number > bound:
-            raise TooMuch(f"has more than {bound} {what}", f"{self._section}.{key}")
-
-    def _walk(self, structure: bytes) -> int:
-        """Follows the nesting. Returns the deepest level."""
-        depth = deepest = self._depth
-        for byte in structure:
-            if byte == 0x3A:  # a colon
-                if depth == 1:
-                    self._keys += 1
-            elif byte in b"}]":
-                depth -= 1
-            else:
-                if depth == 1:
-                    self._in_list = byte == 0x5B  # [
-                elif depth == 2 and self._in_list and byte == 0x7B:  # {
-                    self._messages += 1
-                depth += 1
-                if depth > deepest:
-                    deepest = depth
-        self._depth = depth
-        return deepest

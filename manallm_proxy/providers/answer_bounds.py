@@ -8,7 +8,8 @@ import msgspec
 
 from manallm_proxy.contract.answers import Answer, AnswerLimits
 from manallm_proxy.contract.provider_errors import BadResponse, too_many_items
-from manallm_proxy.openai.bounds import TooMuch, count_structure
+from manallm_proxy.openai.bounds import count_structure
+from manallm_proxy.openai.json_structure import TooMuch
 
 EVENT_BYTES: Final = 64 * 1024
 """The structure of an event or line of a stream is counted only if it has more bytes than this."""

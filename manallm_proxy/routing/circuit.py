@@ -77,6 +77,11 @@ class SharedState:
         return self.reach_failures + self.service_failures
 
     @property
+    def outage(self) -> tuple[float | None, float | None, bool]:
+        """What other workers act on."""
+        return self.open_until, self.cooling_until, self.witnessed
+
+    @property
     def rank(self) -> tuple[float, float, float, int, bool]:
         """Of two states the one of greater rank wins: the later one, or at equal times the worse one, so that all
         workers agree."""

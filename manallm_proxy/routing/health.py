@@ -136,19 +136,10 @@ class Health:
     """When states that are no longer in ``shared`` became clear."""
 
     @property
-    def recoveries(self) -> int:
-        """How often the provider came back after an outage."""
-        return self.provider.recoveries
-
-    @property
     def unreached_why(self) -> str | None:
         """`reach_detail`, if that is what is wrong with the provider now."""
-        circuit = self.provider
-        return (
-            self.reach_detail
-            if circuit.failures and circuit.last_error in ("connect_error", "connect_timeout")
-            else None
-        )
+        failed = self.provider.failures and self.provider.last_error in ("connect_error", "connect_timeout")
+        return self.reach_detail if failed else None
 
     def admit(self, model: str, now: float) -> Permit | Skip:
         """A permit to try `model` now, or the reason to skip it."""
@@ -274,12 +265,7 @@ class Health:
         """The circuit's change that other workers do not know yet, or None; marks it as broadcast."""
         circuit = self._of(model)
         update, known = circuit.shared_state(now), self._known(model)
-        moved = (update.open_until, update.cooling_until, update.witnessed) != (
-            known.open_until,
-            known.cooling_until,
-            known.witnessed,
-        )
-        if not moved and (known.is_clear or not update.is_clear):
+        if update.outage == known.outage and (known.is_clear or not update.is_clear):
             return None
         if update.at <= known.at:  # another worker's clock was a little ahead; this state is later all the same
             update = evolve(update, at=math.nextafter(known.at, math.inf))

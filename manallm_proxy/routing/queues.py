@@ -38,7 +38,7 @@ class Queue:
 
     @_recoveries.default
     def _recoveries_now(self) -> int:
-        return self.health.recoveries
+        return self.health.provider.recoveries
 
     def refusal(self, entry: Entry, line: ModelLine, now: float) -> Skip | None:
         """Why a request should not wait in `line`, the line of `entry`'s model; None if it may wait, or need not."""
@@ -52,8 +52,8 @@ class Queue:
 
         `last`: `entry` ends its chain; `size`: bytes without `pictures`; `streams`: its first content can be observed.
         """
-        if self.health.recoveries != self._recoveries:
-            self._recoveries = self.health.recoveries
+        if self.health.provider.recoveries != self._recoveries:
+            self._recoveries = self.health.provider.recoveries
             self.line.server_recovered()
             self.on_back()
         line, now = self.line.of(entry.target.model), self.clock()
