@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
 from tests.stall import raw_post
 from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.waiting import until
 
 SAID = {"role": "assistant", "content": "B"}
 SYSTEM = {"role": "system", "content": "S"}
@@ -120,3 +122,32 @@ async def test_who_refuses_both_forms_is_asked_for_each_once(path: str, tmp_path
         messages = HISTORY if path == "/v1/chat/completions" else [GO]
         assert (await p.post(path, {"model": "p/m", "max_tokens": 9, "messages": messages}))[0] == 400
         assert len({post.body for post in up.posts}) == len(up.posts) <= 3
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_what_another_request_has_taught_meanwhile(path: str, tmp_path: Path) -> None:
+    """Two were under way: the second one's refusal was read as one of what had not been sent, and was its client's."""
+    learned = asyncio.Event()
+
+    def refusal(asked: Any) -> str:
+        if path == "/v1/messages":
+            words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return words if "max_tokens" in asked else ""
+        has_reasoning = any("reasoning_content" in message for message in asked["messages"])
+        return "property 'reasoning_content' is unsupported" if has_reasoning else ""
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        words = refusal(seen.json)
+        if words and b"second" in seen.body:
+            await learned.wait()
+        await strict(lambda asked: words, answers)(connection, seen)
+
+    asked = {"model": "p/m", "max_tokens": 9, "messages": HISTORY if path == "/v1/chat/completions" else [GO]}
+    second = {**asked, "messages": [*asked["messages"], {"role": "user", "content": "second"}]}
+    async with upstream(each(answered)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        asking = asyncio.ensure_future(p.post(path, second))
+        await until(lambda: len(up.posts) == 1)
+        assert (await p.post(path, asked))[0] == 200
+        learned.set()
+        assert (await asking)[0] == 200
+        assert len(up.posts) == 4
