@@ -101,7 +101,11 @@ def test_what_a_usual_history_may_have() -> None:
         r"an unknown \u003ca\u003e is missing, \u0027\u0026\u0027, \u001b[0m, \n: reasoning, images, must be, \u2603"
     )
     history = [{**each, "name": "TEXT", "refusal": None, "annotations": []} for each in HISTORY]
-    body = json.dumps({"messages": history, "max_tokens": 1, "top_k": 1}).replace("TEXT", texts).encode()
+    body = (
+        json.dumps({"messages": history, "max_tokens": 128_000, "max_completion_tokens": 9, "top_k": 40})
+        .replace("TEXT", texts)
+        .encode()
+    )
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
@@ -151,3 +155,17 @@ async def test_what_another_request_has_taught_meanwhile(path: str, tmp_path: Pa
         learned.set()
         assert (await asking)[0] == 200
         assert len(up.posts) == 4
+
+
+@pytest.mark.parametrize(("key", "odd", "usual"), [("top_k", 0, 40), ("max_tokens", 10**8, 9)])
+async def test_a_number_that_is_odd(key: str, odd: int, usual: int, tmp_path: Path) -> None:
+    """The server knows the field, and does not support this value; what it does not know it ignores."""
+
+    def refuses(asked: Any) -> str:
+        return f"unsupported value: {key}={odd}" if asked.get(key) == odd else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for number in (odd, usual):
+            asked = {"model": "p/m", "max_tokens": 9, "messages": [GO], key: number}
+            assert (await p.post("/v1/messages", asked))[0] == 200
+        assert up.posts[-1].json[key] == usual
