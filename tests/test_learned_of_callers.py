@@ -117,7 +117,7 @@ async def test_who_refuses_both_forms_is_asked_for_each_once(path: str, tmp_path
 
     def refuses(asked: Any) -> str:
         if path == "/v1/messages":
-            return "Unsupported parameter: " + next(key for key in asked if key.startswith("max_"))
+            return "Unsupported parameter: " + next(str(key) for key in asked if key.startswith("max_"))
         has = any(message.get("reasoning_content", " ") != " " for message in asked["messages"])
         blank = any("reasoning_content" in message for message in asked["messages"])
         return "property 'reasoning_content' is unsupported" if has or blank else "reasoning_content is missing"
@@ -146,8 +146,9 @@ async def test_what_another_request_has_taught_meanwhile(path: str, tmp_path: Pa
             await learned.wait()
         await strict(lambda asked: words, answers)(connection, seen)
 
-    asked = {"model": "p/m", "max_tokens": 9, "messages": HISTORY if path == "/v1/chat/completions" else [GO]}
-    second = {**asked, "messages": [*asked["messages"], {"role": "user", "content": "second"}]}
+    history = HISTORY if path == "/v1/chat/completions" else [GO]
+    asked = {"model": "p/m", "max_tokens": 9, "messages": history}
+    second = {**asked, "messages": [*history, {"role": "user", "content": "second"}]}
     async with upstream(each(answered)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
         asking = asyncio.ensure_future(p.post(path, second))
         await until(lambda: len(up.posts) == 1)
