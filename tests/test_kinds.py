@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.native_servers import speaks_messages
 from tests.proxy import HI, everything, openai, proxy, settings
 from tests.servers import gemini, gemini_server, line, ollama_server
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, status, upstream
@@ -64,6 +65,10 @@ SERVERS: dict[str, tuple[Answer, Answer]] = {
 }
 
 
+async def speaks_both(connection: Connection, seen: Seen) -> None:
+    await (speaks_messages if seen.path.endswith("/messages") else answers)(connection, seen)
+
+
 def text_of(body: bytes) -> str:
     rows = [json.loads(row[6:]) for row in body.splitlines() if row.startswith(b"data: {")]
     return "".join(c["choices"][0]["delta"].get("content") or "" for c in rows if c.get("choices"))
@@ -98,7 +103,7 @@ async def test_legal_json_that_our_decoder_refuses_is_never_our_failure(tmp_path
     chat = b'{"messages": [{"role": "user", "content": "hi"}], "stream": true, "stream_options": {"x": "\\ud800"}}'
     block = b'{"type": "thinking", "thinking": "t", "signature": "", "x": 1e999}'
     messages = b'{"max_tokens": 5, "messages": [{"role": "assistant", "content": [%b]}]}' % block
-    async with upstream(each(SERVERS.get(kind, SERVERS["openai"])[0])) as server:
+    async with upstream(each(SERVERS.get(kind, (speaks_both, speaks_both))[0])) as server:
         provider = {"kind": "loopback"} if kind == "loopback" else configured(kind, server)
         provider |= {"speaks": ["chat", "messages"]} if kind == "native" else {}
         async with proxy(settings({"p": provider}), tmp_path) as p:

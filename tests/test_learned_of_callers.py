@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
 from tests.stall import raw_post
 from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.waiting import until
 
 SAID = {"role": "assistant", "content": "B"}
 SYSTEM = {"role": "system", "content": "S"}
@@ -99,7 +101,11 @@ def test_what_a_usual_history_may_have() -> None:
         r"an unknown \u003ca\u003e is missing, \u0027\u0026\u0027, \u001b[0m, \n: reasoning, images, must be, \u2603"
     )
     history = [{**each, "name": "TEXT", "refusal": None, "annotations": []} for each in HISTORY]
-    body = json.dumps({"messages": history, "max_tokens": 1, "top_k": 1}).replace("TEXT", texts).encode()
+    body = (
+        json.dumps({"messages": history, "max_tokens": 128_000, "max_completion_tokens": 9, "top_k": 40})
+        .replace("TEXT", texts)
+        .encode()
+    )
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
@@ -111,7 +117,7 @@ async def test_who_refuses_both_forms_is_asked_for_each_once(path: str, tmp_path
 
     def refuses(asked: Any) -> str:
         if path == "/v1/messages":
-            return f"Unsupported parameter: {next(key for key in asked if key.startswith('max_'))}"
+            return "Unsupported parameter: " + next(str(key) for key in asked if key.startswith("max_"))
         has = any(message.get("reasoning_content", " ") != " " for message in asked["messages"])
         blank = any("reasoning_content" in message for message in asked["messages"])
         return "property 'reasoning_content' is unsupported" if has or blank else "reasoning_content is missing"
@@ -120,3 +126,47 @@ async def test_who_refuses_both_forms_is_asked_for_each_once(path: str, tmp_path
         messages = HISTORY if path == "/v1/chat/completions" else [GO]
         assert (await p.post(path, {"model": "p/m", "max_tokens": 9, "messages": messages}))[0] == 400
         assert len({post.body for post in up.posts}) == len(up.posts) <= 3
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_what_another_request_has_taught_meanwhile(path: str, tmp_path: Path) -> None:
+    """Two were under way: the second one's refusal was read as one of what had not been sent, and was its client's."""
+    learned = asyncio.Event()
+
+    def refusal(asked: Any) -> str:
+        if path == "/v1/messages":
+            words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return words if "max_tokens" in asked else ""
+        has_reasoning = any("reasoning_content" in message for message in asked["messages"])
+        return "property 'reasoning_content' is unsupported" if has_reasoning else ""
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        words = refusal(seen.json)
+        if words and b"second" in seen.body:
+            await learned.wait()
+        await strict(lambda asked: words, answers)(connection, seen)
+
+    history = HISTORY if path == "/v1/chat/completions" else [GO]
+    asked = {"model": "p/m", "max_tokens": 9, "messages": history}
+    second = {**asked, "messages": [*history, {"role": "user", "content": "second"}]}
+    async with upstream(each(answered)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        asking = asyncio.ensure_future(p.post(path, second))
+        await until(lambda: len(up.posts) == 1)
+        assert (await p.post(path, asked))[0] == 200
+        learned.set()
+        assert (await asking)[0] == 200
+        assert len(up.posts) == 4
+
+
+@pytest.mark.parametrize(("key", "odd", "usual"), [("top_k", 0, 40), ("max_tokens", 10**8, 9)])
+async def test_a_number_that_is_odd(key: str, odd: int, usual: int, tmp_path: Path) -> None:
+    """The server knows the field, and does not support this value; what it does not know it ignores."""
+
+    def refuses(asked: Any) -> str:
+        return f"unsupported value: {key}={odd}" if asked.get(key) == odd else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for number in (odd, usual):
+            asked = {"model": "p/m", "max_tokens": 9, "messages": [GO], key: number}
+            assert (await p.post("/v1/messages", asked))[0] == 200
+        assert up.posts[-1].json[key] == usual

@@ -22,7 +22,7 @@ _NOTHING: Final = msgspec.Raw(b"[]")
 
 
 def without_thinking(call: Call, is_left_out: Callable[[Fields], bool]) -> Call:
-    """`call` without the blocks that are left out, and itself if there are none.
+    """`call` without the blocks that are left out, by their type and signature, and itself if there are none.
 
     A turn of which nothing is left goes with them. What is malformed is left for the provider to refuse.
     """
@@ -61,7 +61,7 @@ def _kind(block: Row) -> Any:
 
 
 def _decoded(block: Row) -> Fields:
-    return {key: decode(value) for key, value in block.items()}
+    return {key: decode(block[key]) for key in ("type", "signature") if key in block}
 
 
 def _lacks_thought(turns: list[Row], kept: list[Row]) -> bool:

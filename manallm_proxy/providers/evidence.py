@@ -49,6 +49,8 @@ _USUAL: Final = {
     REASONING: {"reasoning": _TEXT, "reasoning_content": _TEXT, "reasoning_details": _NONE},
     EXTRAS: {"annotations": _NONE, "audio": _NONE, "images": _NONE, "refusal": _TEXT},
 }
+_LENGTH: Final = re.compile(rb"(?:1\d|[1-9])?\d{1,4}")
+_NUMBERS: Final = {TOP_K: re.compile(rb"[1-9]\d{0,2}"), OLDER: _LENGTH, NEWER: _LENGTH}
 _SIGNED: Final = re.compile(rb'\{\s*"google"\s*:\s*\{\s*"thought_signature"\s*:\s*"[\w+/=-]*"\s*\}\s*\}')
 
 
@@ -57,6 +59,8 @@ def is_for_all(call: Call, what: str) -> bool:
     the caller has the refusal's words."""
     if holds(call.body, _PATTERNS[what]):
         return False
+    if (number := _NUMBERS.get(what)) is not None:
+        return number.fullmatch(call.body[slice(*call.summary.spans[what])]) is not None
     span = call.summary.spans.get("messages")
     if span is None or what not in (REASONING, EXTRAS, SIGNATURES):
         return True

@@ -31,6 +31,7 @@ from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, is_large, offload
 from manallm_proxy.providers.answer_bounds import checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
+from manallm_proxy.providers.forms import Forms
 from manallm_proxy.providers.gathering import Parts, gather, joined
 from manallm_proxy.providers.length import cut_to
 from manallm_proxy.providers.message_masking import REQUEST_LIMIT, set_provider_message
@@ -40,8 +41,6 @@ from manallm_proxy.providers.scrub import redact_secrets
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
-RESHAPES: Final = 6
-"""How often one request is sent again in the form that a refusal asks for: servers name one field at a time."""
 ERROR_LIMIT: Final = 64 * 1024
 _LONG_REFUSAL: Final = 8 * 1024
 """Above this many bytes, it takes a millisecond or more to find what a refusal is about."""
@@ -183,21 +182,13 @@ class HttpProvider:
         if response.status == 407:
             response.close()
             raise ProxyRefused(self.address.name)
-        body, asked = await self._refusal(response, until), call
-        sent = [await offload(call.is_large, request.digest)]
-        reshaped: list[Request] = []  # without their contents, each as long as the request
-        for _ in range(RESHAPES):
-            slow = call.is_large or len(body) > _LONG_REFUSAL
-            again = await offload(slow, self.wire.reshape, asked, entry, response.status, body)
-            if again is None or (form := await offload(call.is_large, again.digest)) in sent:
-                break
-            request, asked = again, again.call or asked
-            sent.append(form)
-            reshaped.append(evolve(request, content=b"", call=None))
-            response = await self._send(request, call, entry, until)
+        forms, body = Forms(self.wire, call, entry), await self._refusal(response, until)
+        await offload(call.is_large, forms.refused, request)
+        del request  # which may be long
+        while again := await offload(call.is_large or len(body) > _LONG_REFUSAL, forms.next, response.status, body):
+            response = await self._send(again, call, entry, until)
             if response.status == 200:
-                learned = [self.wire.remember_reshaped(entry, each) for each in reshaped]
-                if any(learned):
+                if forms.answered():
                     self.observe(UsageRefused(entry.target.provider, entry.target.model))
                 return response
             body = await self._refusal(response, until)
