@@ -273,6 +273,11 @@ def test_what_is_used_outlives_a_reload() -> None:
     unlimited.adopt()
     enter(unlimited.caller(KEY), 0.0)
     assert unlimited.caller(KEY).rate_headers(0.0) == {}
+    counted = Keyring.build([key(tokens_per_minute=10)])
+    counted.caller(KEY).reserve(6, 0, 0.0)
+    more = Keyring.build([key(tokens_per_minute=20)], counted)
+    more.adopt()
+    assert more.caller(KEY).rate_headers(0.0)["x-ratelimit-remaining-tokens"] == "14"
 
 
 def test_a_revoked_key_is_known_to_be_revoked() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import make_mocked_request
+from attrs import define
 
 from manallm_proxy.contract.attempts import AttemptRecord
-from manallm_proxy.contract.errors import UnknownRoute
+from manallm_proxy.contract.errors import AdminOnly, UnknownRoute
 from manallm_proxy.contract.events import RequestEnded
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.request_log import KEPT, RequestLog
@@ -228,6 +232,45 @@ async def test_a_public_name_that_leads_here_is_no_way_in(tmp_path: Path) -> Non
         ):
             async with p.client.get(f"{p.url}/v1/requests", headers={"Host": host}) as response:
                 assert response.status == wanted, host
+
+
+async def test_a_name_of_ours_is_no_way_in_either(tmp_path: Path) -> None:
+    """nginx's, under which clients may call: who reaches that may be anybody."""
+    async with proxy(settings(LOOP, cors={"hosts": ["llm.example.org"]}), tmp_path) as p:
+        named = {"Host": "llm.example.org"}
+        async with p.client.get(f"{p.url}/v1/models", headers=named) as response:
+            assert response.status == 200
+        for path in ("/v1/requests", "/v1/explain", "/v1/events"):
+            async with p.client.get(p.url + path, headers=named) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (403, "admin_only")
+
+
+@define
+class At(asyncio.Transport):
+    """A connection's own end."""
+
+    name: object
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return self.name if name == "sockname" else default
+
+
+async def test_which_connections_are_of_this_machine(tmp_path: Path) -> None:
+    """Those over loopback, under a name of this machine, and over a unix socket; none at an address of a network."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        access = p.app.gateway.operators.access
+        for name, host, is_local in (
+            (("127.0.0.1", 3025), "localhost:3025", True),
+            (("::1", 3025, 0, 0), "[::1]:3025", True),
+            ("/run/manallm/proxy.sock", "llm.example.org", True),
+            (("127.0.0.1", 3025), "llm.example.org", False),
+            (("192.0.2.7", 3025), "192.0.2.7:3025", False),
+            (("192.0.2.7", 3025), "localhost", False),
+            (("fd00::7", 3025, 0, 0), "box", False),
+        ):
+            request = make_mocked_request("GET", "/", {"Host": host}, transport=At(name))
+            with contextlib.nullcontext() if is_local else pytest.raises(AdminOnly):
+                access.check_place(request)
 
 
 async def test_over_a_unix_socket(tmp_path: Path) -> None:
