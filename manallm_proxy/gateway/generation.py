@@ -313,8 +313,7 @@ class Generation:
         What it did take over may still be in use here when the successor itself retires. So each generation holds the
         next one, and they end in order.
         """
-        kept = set(map(id, successor.providers.values()))
-        kept |= set(map(id, successor.local.boxes.boxes.values()))
+        kept = set(map(id, (*successor.providers.values(), *successor.local.boxes.boxes.values())))
         held: list[Closable] = [*self.providers.values(), *self.local.boxes.boxes.values()]
         self._orphans = [each for each in held if id(each) not in kept]
         self._successor = successor

@@ -121,11 +121,10 @@ class App:
             refusal=self.gateway.refusal,
         )
         runner = Runner(server)
+        for number in (signal.SIGTERM,) if self.link is not None else (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, self.stop)  # before anyone can see that it listens
         await self._listen(runner)
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
         if self.link is None:
-            loop.add_signal_handler(signal.SIGINT, self.stop)
-            loop.add_signal_handler(signal.SIGQUIT, self.stop)
             loop.add_signal_handler(signal.SIGHUP, Hangup(self.reload, self.stop))
         else:
             await self.link.join(self)

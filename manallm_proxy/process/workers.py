@@ -321,10 +321,7 @@ class WorkerManager:
         self._finish_rollout()
 
     def take_outcome(self) -> tuple[str, ...] | None:
-        """The result of the rollout, returned once: mistakes if it was refused, empty if all workers adopt it.
-
-        None while it is under way.
-        """
+        """The result of the rollout, once: mistakes if it was refused, empty if all adopt it. None: it is under way."""
         outcome, self._outcome = self._outcome, None
         return outcome
 
