@@ -18,6 +18,8 @@ from tests.stall import peak, raw_post
 from tests.upstreams import Connection, Seen, answers, each, upstream
 
 MIB = 2**20
+LONG = 9 * MIB // 2
+"""Bytes: more than one call may scan or join, see test_peak_memory."""
 
 
 def unwanted(asked: Any) -> str:
@@ -34,28 +36,30 @@ def unwanted(asked: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize("model", ["reasoning", "alternate", "system"])
-@pytest.mark.parametrize("size", [4 * MIB, 2000])
-async def test_the_memory_of_a_history_that_is_written_anew(model: str, size: int, tmp_path: Path) -> None:
-    """Of one long text, in letters that take Python four times as much, and of many texts."""
-    role = "system" if model == "system" else "user"
-    row = {"role": role, "content": "x" * size + "\U0001f600"}
-    rows = [row] * (16 * MIB // size)
-    odd: dict[str, Any] = {"role": "assistant", "content": "hm", "reasoning_content": "Hm."}
-    asked = {"model": f"gpu/{model}", "stream": False, "messages": [*rows, odd, {"role": "user", "content": "go"}]}
-    if model != "reasoning":
-        del odd["reasoning_content"]
+@pytest.mark.parametrize("size", [LONG // 2, 2000])
+async def test_the_memory_of_a_history_that_is_written_anew(size: int, tmp_path: Path) -> None:
+    """Of long texts, in letters that take Python four times as much, and of many texts: three times its bytes and a
+    megabyte or two are taken."""
     async with upstream(each(strict(unwanted, answers))) as gpu:
         async with process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
-            port, body = int(running.url.rpartition(":")[2]), json.dumps(asked, ensure_ascii=False).encode()
-            for requests in (2, 3):
-                with peak(running.pid) as taken:
-                    assert (await raw_post(port, "/v1/chat/completions", body)).startswith(b"HTTP/1.1 200")
-                assert len(gpu.posts) == requests
-                assert taken.mib <= 3 * len(body) / MIB + 32, requests
+            port = int(running.url.rpartition(":")[2])
+            for model in ("reasoning", "alternate", "system"):
+                role = "system" if model == "system" else "user"
+                row = {"role": role, "content": "x" * size + "\U0001f600"}
+                odd: dict[str, Any] = {"role": "assistant", "content": "hm"}
+                odd |= {"reasoning_content": "Hm."} if model == "reasoning" else {}
+                rows = [row] * (LONG // size) + [odd, {"role": "user", "content": "go"}]
+                asked = {"model": f"gpu/{model}", "stream": False, "messages": rows}
+                body = json.dumps(asked, ensure_ascii=False).encode()
+                gpu.seen.clear()
+                for requests in (2, 3):
+                    with peak(running.pid) as taken:
+                        assert (await raw_post(port, "/v1/chat/completions", body)).startswith(b"HTTP/1.1 200")
+                    assert len(gpu.posts) == requests
+                    assert taken.mib <= 4.2 * len(body) / MIB, (model, requests)
 
 
-@pytest.mark.parametrize("size", [4 * MIB, 2000])
+@pytest.mark.parametrize("size", [LONG, 2000])
 @pytest.mark.parametrize("is_signed", [True, False])
 async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp_path: Path) -> None:
     """Untranslated, with other ids or without a signed thought. The rest keeps its bytes, as a long number shows."""
@@ -64,7 +68,7 @@ async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp
     thought = {"type": "thinking", "thinking": "Hm.", "signature": "Zm9v"}
     said = [thought, {**called, "id": "c"}, {"type": "text", "text": "so"}] if is_signed else [called]
     told = {"type": "tool_result", "tool_use_id": "c" if is_signed else ODD, "content": long}
-    turns = [{"role": "assistant", "content": said}, {"role": "user", "content": [told]}] * (8 * MIB // size)
+    turns = [{"role": "assistant", "content": said}, {"role": "user", "content": [told]}] * (LONG // size)
 
     async def answered(connection: Connection, seen: Seen) -> None:
         if ODD.encode() in seen.body or b"Zm9v" in seen.body:
@@ -83,7 +87,7 @@ async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp
             with peak(running.pid) as taken:
                 answer = await raw_post(int(running.url.rpartition(":")[2]), "/v1/messages", body)
             assert answer.startswith(b"HTTP/1.1 200")
-            assert taken.mib <= 3 * len(body) / MIB + 32
+            assert taken.mib <= 5.5 * len(body) / MIB
             sent = body.replace(f'"{ODD}"'.encode(), f'"{short_id(ODD)}"'.encode()).replace(b'"p/m"', b'"m"')
             sent = sent.replace(json.dumps(thought, separators=(",", ":")).encode() + b",", b"")
             off = b'{"thinking":{"type":"disabled"},' if is_signed else b"{"
