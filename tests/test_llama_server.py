@@ -20,6 +20,7 @@ from tests.llama_server import FOLDER, MODEL, WHY, WINDOW, LlamaServer, llama_se
 from tests.needs import require
 from tests.ports import free_port
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
+from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
 pytestmark = [
@@ -253,22 +254,23 @@ async def test_a_tool_that_nobody_declared(llama: LlamaServer, tmp_path: Path) -
 
 async def test_its_slots_are_known(llama: LlamaServer, tmp_path: Path) -> None:
     """It says that it has one, so the others wait in the proxy, and go on from there."""
-    providers = {"llama": openai(llama.url, local=True), **LOOP}
-    chain = [{"target": TARGET, "max_wait": 0.1}, "loop/echo"]
-    async with proxy(settings(providers, chain, timeouts={"first_byte": 60, "idle": 30}), tmp_path) as p:
+    chain = [{"target": TARGET, "max_wait": 0.1}, "cloud/m"]
+    async with upstream(each(answers)) as cloud:
+        providers = {"llama": openai(llama.url, local=True), "cloud": openai(cloud.url)}
+        async with proxy(settings(providers, chain, timeouts={"first_byte": 60, "idle": 30}), tmp_path) as p:
 
-        async def row() -> Any:
-            return (await p.get("/v1/health"))[1]["providers"]["llama"]["targets"][MODEL]
+            async def row() -> Any:
+                return (await p.get("/v1/health"))[1]["providers"]["llama"]["targets"][MODEL]
 
-        assert (await row())["slots"] == 1
-        first = asyncio.ensure_future(p.stream(**SLOW))
-        await until(lambda: p.app.generation.local.queues["llama"].line.of(MODEL).serving)
-        assert [(await p.chat())[1]["model"] for _ in range(2)] == ["loop/echo"] * 2
-        waiting = asyncio.ensure_future(p.chat(model=TARGET, **{**HI, "max_tokens": 1}))
-        await until(lambda: p.app.generation.local.queues["llama"].line.of(MODEL).waiting)
-        assert (await row())["queue"] == 1
-        first.cancel()
-        assert (await waiting)[1]["model"] == TARGET
+            assert (await row())["slots"] == 1
+            first = asyncio.ensure_future(p.stream(**SLOW))
+            await until(lambda: p.app.generation.local.queues["llama"].line.of(MODEL).serving)
+            assert [(await p.chat())[1]["model"] for _ in range(2)] == ["cloud/m"] * 2
+            waiting = asyncio.ensure_future(p.chat(model=TARGET, **{**HI, "max_tokens": 1}))
+            await until(lambda: p.app.generation.local.queues["llama"].line.of(MODEL).waiting)
+            assert (await row())["queue"] == 1
+            first.cancel()
+            assert (await waiting)[1]["model"] == TARGET
 
 
 async def test_embeddings(llama: LlamaServer, tmp_path: Path) -> None:

