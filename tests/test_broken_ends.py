@@ -53,7 +53,7 @@ async def test_the_end_does_not_come_with_the_last_event(monkeypatch: pytest.Mon
         writer.write_eof()
         assert await asyncio.wait_for(reader.read(), 5) == b""
         await until(lambda: server.open == 0)
-        assert not server.broken.waits(connection)
+        assert connection not in server.broken._due
 
 
 async def test_it_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ async def test_what_comes_meanwhile_is_not_answered(more: bytes, monkeypatch: py
         writer.write(more)
         writer.write_eof()
         assert await asyncio.wait_for(reader.read(), 5) == b""
-        assert not server.heads.waits(connection)
+        assert connection not in server.heads._due
 
 
 async def test_a_head_that_began_before_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +90,11 @@ async def test_a_head_that_began_before_is_not_missed(monkeypatch: pytest.Monkey
         await until(lambda: any(map(internals.is_handling, server.connections)))
         writer.write(GET[:9])
         connection = of(server)
-        await until(lambda: server.heads.waits(connection))
+        await until(lambda: connection in server.heads._due)
         go.set()
         await reader.readuntil(ERROR + b"\r\n")
         await until(lambda: connection._task_handler is None)
-        assert not server.heads.waits(connection)
+        assert connection not in server.heads._due
 
 
 async def test_the_server_ends_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,6 @@ class Deadlines(Generic[T]):
         """It waits no more. Harmless if it did not."""
         self._due.pop(waiting, None)
 
-    def waits(self, waiting: T) -> bool:
-        return waiting in self._due
-
     def _look(self) -> None:
         now = self._loop.time()
         over: list[T] = []

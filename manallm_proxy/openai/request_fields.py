@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.joined import tail_of
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
@@ -41,16 +40,6 @@ def decoded(body: bytes) -> Fields:
     if not isinstance(asked, dict):
         raise InvalidRequest("the body must be a JSON object")
     return asked
-
-
-def decoded_value(call: Call, key: str) -> Any:
-    """The value of `key`, one of the call's spans, decoded. Raises InvalidRequest if that fails, for instance for a
-    number out of range."""
-    start, end = call.summary.spans[key]
-    try:
-        return decode_leniently(call.body[start:end])
-    except DecodeErrors:
-        raise InvalidRequest(f"'{key}' is not valid JSON", param=key) from None
 
 
 def wrong(path: str, wanted: str) -> InvalidRequest:
