@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from manallm_proxy.openai import joined
+from manallm_proxy.openai.allocator import tune_malloc
 from manallm_proxy.openai.joined import (
     Growing,
     decoded_text,
@@ -26,7 +27,6 @@ from manallm_proxy.openai.joined import (
     joined_text,
     tail_of,
 )
-from manallm_proxy.openai.large import expect_large
 from tests.examples import examples
 
 PART = joined.PART
@@ -122,7 +122,7 @@ def test_what_grows_is_never_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) 
         return most
 
     monkeypatch.setattr(joined, "PART", PART)
-    expect_large()
+    tune_malloc()
     libc, piece = ctypes.CDLL(None), bytes(PART)
     libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
         ctypes.c_void_p,

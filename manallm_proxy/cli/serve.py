@@ -20,6 +20,7 @@ from manallm_proxy.config.load import QUICKSTART, find_any, load
 from manallm_proxy.config.model import Config, DiscoveredServer
 from manallm_proxy.gateway.opening import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
+from manallm_proxy.openai.allocator import tune_malloc
 from manallm_proxy.process import pages, systemd
 from manallm_proxy.process.app import App
 from manallm_proxy.process.listeners import cannot_listen
@@ -93,6 +94,7 @@ def _serve_many(
     from manallm_proxy.process.supervisor import Supervisor
 
     _loop_factory()  # imports uvloop before the forks
+    tune_malloc()  # for the forks, too
     asyncio.run(try_open(config))
     is_read = _is_read(environ)
     try:
@@ -123,6 +125,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
     try:
         running = asyncio.ensure_future(app.run())
         await app.ready(running)
+        await asyncio.to_thread(tune_malloc)
         await tune_memory()
         if _is_read(environ) and not running.done():
             greet(start_screen(app))

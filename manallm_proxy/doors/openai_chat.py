@@ -12,6 +12,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.large import LARGE_BYTES
 from manallm_proxy.openai.request import read_summary
 
 
@@ -25,7 +26,8 @@ class ChatDoor:
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
         summary = read_summary(body, ("messages", list), short=client.short, keys=client.bounds.keys)
-        return Call(Endpoint.CHAT, summary, body, client.request_id), ChatReply(summary)
+        call = Call(Endpoint.CHAT, summary, body, client.request_id, is_large=len(body) > LARGE_BYTES)
+        return call, ChatReply(summary)
 
 
 @define

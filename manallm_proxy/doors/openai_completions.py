@@ -10,6 +10,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.large import LARGE_BYTES
 from manallm_proxy.openai.request import read_summary
 
 
@@ -24,7 +25,8 @@ class CompletionsDoor:
     def read(self, body: bytes, client: Client) -> tuple[Call, CompletionsReply]:
         """See `door.Door`. ``prompt`` may be null: the model begins a text from nothing."""
         summary = read_summary(body, ("prompt", (str, list, type(None))), short=client.short, keys=client.bounds.keys)
-        return Call(Endpoint.COMPLETIONS, summary, body, client.request_id), CompletionsReply(summary)
+        call = Call(Endpoint.COMPLETIONS, summary, body, client.request_id, is_large=len(body) > LARGE_BYTES)
+        return call, CompletionsReply(summary)
 
 
 @define

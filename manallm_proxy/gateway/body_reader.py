@@ -13,6 +13,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import take_body
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
+from manallm_proxy.openai.allocator import APART
 from manallm_proxy.openai.bounds import (
     NeedsFullScan,
     check_structure,
@@ -21,7 +22,7 @@ from manallm_proxy.openai.bounds import (
     may_be_split,
 )
 from manallm_proxy.openai.joined import Growing
-from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, expect_large, offload
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, offload
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
 from manallm_proxy.openai.sliced import LARGE_BYTES as SLICED
 
@@ -36,15 +37,16 @@ async def read_request(
     *,
     scans: bool = False,
 ) -> tuple[T, bool]:
-    """The result of `read` for the body, within all limits, and whether the body is large: then it is read in a thread.
+    """The result of `read` for the body, within all limits, and whether the body is large: then it is read in a thread,
+    and freeing what was read is a thread's work, too.
 
     `arrived` is called once the body is complete. `scans`: `read` only scans the body, so that a thread would cost more
-    than it saves, and counts the keys at the top of a short one. Raises what both raise, and InvalidRequest for JSON
-    that exceeds a limit on its structure.
+    than it saves up to a megabyte, and counts the keys at the top of a short one. Raises what both raise, and
+    InvalidRequest for JSON that exceeds a limit on its structure.
     """
     body = await read_body(request, limits)
     arrived()
-    large = len(body) > LARGE_BYTES
+    large = len(body) > (APART if scans else LARGE_BYTES)
     short: Shortened | None = None
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
         parts, sure = count_by_characters(body, limits, keys=not scans or len(body) > LEAST)
@@ -89,8 +91,6 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     length = request.content_length or 0
     if length > limits.body:
         raise _too_large(limits.body)
-    if length > LARGE_BYTES:
-        expect_large()
     ask_for_body(request)
     try:
         if request.content.is_eof():  # it came with its head, as most do: no timer is needed

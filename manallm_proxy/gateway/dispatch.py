@@ -17,8 +17,9 @@ from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.request_plan import RequestPlan
 from manallm_proxy.gateway.trace_context import headers_for
+from manallm_proxy.openai.allocator import APART
 from manallm_proxy.openai.deferred_free import free_later
-from manallm_proxy.openai.large import LARGE_BYTES, free_in_thread, offload
+from manallm_proxy.openai.large import LARGE_BYTES, free_aside, offload
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.attempt import Attempt
@@ -71,8 +72,8 @@ class Dispatch:
 
     def _forget_large(self) -> None:
         """Drops a large request: the answer, which may repeat it, takes its room."""
-        if len(self.call.body) > LARGE_BYTES:
-            free_in_thread(self.call.forget())
+        if (size := len(self.call.body)) > LARGE_BYTES:
+            free_aside(self.call.forget(), size > APART or self.call.native is not None)
 
     @property
     def asked(self) -> str:

@@ -46,6 +46,7 @@ from manallm_proxy.http_server.aiohttp_internals import running_task
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import StreamWriter
+from manallm_proxy.openai.allocator import APART
 from manallm_proxy.openai.large import LARGE_BYTES, free_aside, offload
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
@@ -92,7 +93,7 @@ class Exchange:
     """The request's body if answers may be cached, until it is known whether this one may."""
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
-    _is_large: bool = False
+    _freed_aside: bool = False
     _summary: RequestSummary | None = None
     _dispatch: Dispatch | None = None
     _remarks: list[str] = field(factory=list)
@@ -133,7 +134,7 @@ class Exchange:
             if self._writer is not None:
                 self._writer.close()
                 self.bytes_sent, self.first_byte_at = self._writer.bytes_sent, self._writer.first_at
-            free_aside(reply, self._is_large or self.bytes_sent > LARGE_BYTES)
+            free_aside(reply, self._freed_aside or self.bytes_sent > LARGE_BYTES)
 
     def refuse(self, error: ProxyError) -> web.Response:
         """The response if the exchange may not begin, or no target could answer."""
@@ -167,7 +168,8 @@ class Exchange:
         reading, large = await read_request(self.request, config.limits, read, arrived, scans=self.door.scans)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
-        self._is_large = call.is_large = call.is_large or large
+        call.is_large = call.is_large or large
+        self._freed_aside = large if self.door.scans else call.is_large
         self._summary = call.summary
         chain = chain_of(self.generation, call, self.caller, self.request.headers)
         if call.native is not None and False in (speak := self.generation.speaking(chain, call.native.dialect.path)):
@@ -217,7 +219,7 @@ class Exchange:
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
-        large, held = len(body) > LARGE_BYTES, [body]
+        large, held = len(body) > APART, [body]
         del body  # which else were freed here, in one go
         free_aside(held, large)
         return response
@@ -340,7 +342,7 @@ class Exchange:
         generation.registry.observe(ended)
         held = [dispatch]
         self._dispatch = self.walk = dispatch = walk = None  # they hold the prompt; a cancelled task's frames hold this
-        free_aside(held, self._is_large)
+        free_aside(held, self._freed_aside)
 
 
 def _kind(error: ProxyError) -> str:

@@ -19,13 +19,14 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.tracebacks import clear_tracebacks
+from manallm_proxy.openai.allocator import APART
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _PIECE: Final = 500
 """Objects that are freed at once."""
-_LONG: Final = 2**20
+_LONG: Final = APART
 """Bytes or characters whose memory is given back before they are freed."""
 _SIZES: Final[dict[type, int]] = {bytes: getsizeof(b""), str: getsizeof("")}
 """Bytes of empty ones. A text that takes a byte more for each character is ASCII, and in one piece (PEP 393)."""

@@ -24,7 +24,7 @@ SMALL: Final = 2**20
 PART: Final = 64 * 1024
 """Bytes of one call."""
 _APART: Final = 64 * 2**20
-"""Bytes of a block that malloc holds apart, see `large.expect_large`. It grows by moving its pages, while one that
+"""Bytes of a block that malloc holds apart, see `allocator.APART`. It grows by moving its pages, while one that
 began among the small ones is copied when it finds no more room there, all of it at once. glibc keeps the small ones of
 a thread in heaps of this size, so that no free room in them, which comes to be megabytes, is large enough."""
 _TRIMMED: Final = 4 * 2**20

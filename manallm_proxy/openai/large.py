@@ -12,7 +12,6 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar
 
 from manallm_proxy.contract.records import define
@@ -40,28 +39,7 @@ TURN: Final = 0.0001
 takes it anew for each callback."""
 _ROUNDING: Final = 5e-7
 """Seconds: CPython cuts the turn to whole microseconds, so that to set it to what it is may make it shorter."""
-_TRIM_THRESHOLD: Final = -1
-_MMAP_THRESHOLD: Final = -3
-"""``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of malloc.h."""
-
-
-@cache
-def expect_large() -> None:
-    """Lets glibc hold large blocks apart, as it does until the first of them is freed: so each goes back to the system.
-
-    Else they come to lie among small ones that live longer, and a request of 30 MiB takes 160 MiB rather than 120. To
-    be called before much that is large is held. Blocks up to a prompt of 200 KB do not go back each: memory that is new
-    costs more than what is done with it.
-    """
-    import ctypes  # which takes long, and is not needed at the start
-
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 224 * 1024)
-        libc.mallopt(_TRIM_THRESHOLD, 2**20)
-
-
-_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large", initializer=expect_large)
+_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large")
 """Started on first use."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manallm_proxy.http_client.api import Response
 from manallm_proxy.openai.joined import Growing
-from manallm_proxy.openai.large import LARGE_BYTES, expect_large
+from manallm_proxy.openai.large import LARGE_BYTES
 
 Parts = list[bytes | Growing]
 """The parts received: several `bytes`, or one growing buffer."""
@@ -23,7 +23,6 @@ async def gather(
             parts.append(part)
             size += len(part)
             if size > LARGE_BYTES:
-                expect_large()
                 _grow(parts)
             if size > most:
                 response.close()
