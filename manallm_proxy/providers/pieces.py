@@ -92,7 +92,10 @@ _TURNSTILES: WeakKeyDictionary[asyncio.AbstractEventLoop, Turnstile] = WeakKeyDi
 
 def turnstile() -> Turnstile:
     """The running loop's turnstile."""
-    return _TURNSTILES.setdefault(asyncio.get_running_loop(), Turnstile())
+    loop = asyncio.get_running_loop()
+    if (found := _TURNSTILES.get(loop)) is None:
+        found = _TURNSTILES[loop] = Turnstile()
+    return found
 
 
 @define
@@ -103,6 +106,8 @@ class Pieces:
     _at: int = 0
     _size: int = PIECE_BYTES
     """Size of the last piece: the next one is likely to be as dense."""
+    _turnstile: Turnstile | None = None
+    """The loop's, once there was a piece."""
 
     def __bool__(self) -> bool:
         return self._at < len(self._data)
@@ -113,7 +118,9 @@ class Pieces:
 
     async def next(self) -> bytes:
         """The next piece, when there is time for it."""
-        await turnstile().turn()
+        if self._turnstile is None:
+            self._turnstile = turnstile()
+        await self._turnstile.turn()
         start, size = self._at, min(2 * self._size, PIECE_BYTES)
         piece = self._data[start : start + size]
         while size > UNCOUNTED and _is_dense(piece):
