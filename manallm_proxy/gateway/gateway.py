@@ -47,7 +47,7 @@ from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, in_turns, model_rows, model_sizes
-from manallm_proxy.gateway.route_table import Handler, Match, RouteTable, canonical_path
+from manallm_proxy.gateway.route_table import Handler, Match, RouteTable, base_url_advice, canonical_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.gateway.status_page import wants_html
@@ -73,8 +73,8 @@ DOORS: Final[dict[str, Door]] = {
 RESPONSES: Final = "/v1/responses"
 """The path of the one stateful door, of which each gateway makes its own."""
 _RESPONSE: Final = (f"{RESPONSES}/{{id}}", f"{RESPONSES.removeprefix('/v1')}/{{id}}")
-NOT_SERVED: Final = (
-    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
+SERVED: Final = (
+    "Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
     "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
     "/v1/audio/..., /v1/images/..., /v1/rerank, /v1/moderations; "
     "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json, "
@@ -187,7 +187,7 @@ class Gateway:
         if refused is not None:
             return self._refuse(request, refused, match)
         if match is None:
-            return self._refuse(request, UnknownRoute(NOT_SERVED), None)
+            return self._refuse(request, _unknown(request.path), None)
         handler = match.route.handler(request.method)
         if handler is None:
             return self._wrong_method(request, match)
@@ -298,6 +298,11 @@ class Gateway:
         response = self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
         response.headers["X-Content-Type-Options"] = "nosniff"  # as on the page at the same address
         return response
+
+
+def _unknown(path: str) -> UnknownRoute:
+    advice = base_url_advice(path)
+    return UnknownRoute(f"this address is not served here{': ' if advice else ''}{advice}. {SERVED}")
 
 
 def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:
