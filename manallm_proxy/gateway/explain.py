@@ -127,12 +127,13 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
         return generation.config.providers[target.provider].api_key_missing
     if skip.reason == "saturated" and not skip.detail:
         return f"{health.in_flight} requests in flight, max_concurrent is {health.max_concurrent}"
-    if skip.detail and (skip.again_in is None or skip.reason in ("saturated", "budget")):
+    rests = skip.reason == "unhealthy"
+    if skip.detail and not rests and (skip.again_in is None or skip.reason in ("saturated", "budget")):
         return skip.detail
     known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
     blamed = next((circuit for circuit in known if circuit.is_open and circuit.last_error), None)
     cause = skip.detail or (blamed.last_error if blamed is not None else None)
-    if blamed is health.provider and not skip.detail and health.unreached_why:
+    if blamed is health.provider and (rests or not skip.detail) and health.unreached_why:
         cause = f"{cause}: {health.unreached_why}"
     when = f"again in {skip.again_in:.0f} s" if skip.again_in is not None else "another request is trying it now"
     return f"{cause}; {when}" if cause else when
