@@ -73,6 +73,7 @@ def test_an_operators_route_has_one_name(path: str) -> None:
         ("/v1/files", ""),
         ("/v2/chat/completions", ""),
         ("/" + "/chat/completions" * 10_000 + "x", ""),
+        ("/v1/models/" + "a:streamG" * 10_000, ""),
     ]
 )
 def test_a_base_url_with_too_much_is_recognised(path: str, wanted: str) -> None:
@@ -93,6 +94,21 @@ async def test_a_404_says_what_is_wrong_with_the_base_url(tmp_path: Path) -> Non
         assert f"{NOT}: Ollama's clients take an address without a path. Served: POST" in str(answer)
         status, answer, _ = await p.post("/v1/files", {})
         assert answer["error"]["message"].startswith(f"{NOT}. Served: POST")
+
+
+async def test_what_geminis_clients_ask_is_said_to_be_served_otherwise(tmp_path: Path) -> None:
+    """google-genai's base URL may be set to the proxy; 'takes GET, HEAD only' says nothing to its user."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        for path in (
+            "/v1/models/m:generateContent",
+            "/v1beta/models/mana/a:streamGenerateContent",
+            "/models/m:embedContent",
+        ):
+            status, answer, _ = await p.post(path, {})
+            assert status == 404
+            assert answer["error"]["message"].startswith(
+                f"{NOT}: Gemini's API; its models are, by OpenAI's. Served: POST"
+            )
 
 
 async def test_methods(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ SERVED: Final = (
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"
 )
+FOREIGN: Final = "web pages of this origin may not call: cors.origins does not name it"
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
 
@@ -211,7 +212,7 @@ class Gateway:
             if isinstance(address, tuple) and not is_allowed_host(host, str(address[0]), hosts):
                 return HostNotAllowed("this host is not served here; cors.hosts would have to name it")
         if headers.get("Sec-Fetch-Site") == "cross-site" and self.renderer.allowed_origin(request) is None:
-            return OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
+            return OriginNotAllowed(FOREIGN)
         return None
 
     def refusal(self, error: ProxyError) -> tuple[str, bytes]:
@@ -232,9 +233,13 @@ class Gateway:
             return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), match)
         if request.method == "POST" and match.route.name in _RESPONSE and (missing := not_offered(match.rest)):
             return self._refuse(request, missing, match)
+        if request.method == "POST" and base_url_advice(request.path):
+            return self._refuse(request, _unknown(request.path), match)
         allowed = ", ".join(match.route.methods)
         if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
             return self.renderer.empty(request, _preflight(request, allowed))
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return self._refuse(request, OriginNotAllowed(FOREIGN), match)
         response = self._refuse(request, MethodNotAllowed(f"this address takes {allowed} only"), match)
         response.headers["Allow"] = allowed
         return response

@@ -28,6 +28,10 @@ _BASE_URLS: Final = tuple(
         (rf"^/api(?:/v1)?/{_OPENAI}/?$", "OpenAI's clients take a base URL that ends in /v1"),
         (r"^(?:/v1)?/messages(?:/v1)?/messages/?$", "Anthropic's clients take a base URL without a path"),
         (r"^/(?:v1|api)/api/", "Ollama's clients take an address without a path"),
+        (
+            r":(?:(?:stream)?[gG]enerateContent|(?:batchE|e)mbedContents?|countTokens)$",
+            "Gemini's API; its models are, by OpenAI's",
+        ),
     )
 )
 
