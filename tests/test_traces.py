@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import threading
 import time
@@ -264,6 +265,27 @@ async def test_a_collector_that_takes_nothing_costs_nothing(tmp_path: Path, monk
         assert time.monotonic() - began < 30
         assert len(dead.posts) == 1
     await until(lambda: not [each.name for each in threading.enumerate() if each.name.startswith("OtelBatch")])
+
+
+@needs_library
+async def test_a_collector_that_is_away_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own lines, four for each export, say neither what is lost nor where it should have gone."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    async with collector() as seen, upstream(each(answers)) as gpu:
+        await seen.upstream.stop()
+        async with proxy(settings({"gpu": openai(gpu.url)}, traces=seen.endpoint), tmp_path) as p:
+            for _ in range(2):
+                await ask(p, {})
+                await until(lambda: "traces are lost" in p.log.getvalue())
+            await seen.upstream.start()
+            await ask(p, {})
+            await until(lambda: "traces are taken again" in p.log.getvalue())
+            lines = [json.loads(line) for line in p.log.getvalue().splitlines()]
+            told = [(line["event"], line["server"]) for line in lines if line["event"].startswith("traces")]
+            place = f"{seen.upstream.url}/v1/traces"
+            assert told == [("traces are lost", place), ("traces are taken again", place)]
+            assert "library" not in {line["event"] for line in lines}
 
 
 async def test_off_nobody_is_told(tmp_path: Path) -> None:

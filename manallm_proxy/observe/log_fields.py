@@ -74,6 +74,11 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case ResidentsUnreadable():
             todo = "it is asked as any other provider is: its loads are not watched"
             return "warning", "loaded models are not reported", {**attrs.asdict(event), "todo": todo}
+        case StateChanged(of="traces"):
+            if event.is_well:
+                return "info", "traces are taken again", {"server": event.server}
+            todo = "requests go on without them; a collector for OTLP over HTTP should answer there"
+            return "warning", "traces are lost", {"server": event.server, "todo": todo}
         case StateChanged():
             if event.is_well:
                 return "info", "shared state is back", {"server": event.server}
