@@ -155,6 +155,7 @@ def of(kind: str, url: str, api_key: str | None = None) -> ProviderConfig:
         (of("ollama", "http://x"), ModelList(), "alive", "alive"),
         (of("openai", "http://x/v1"), ModelList((ModelInfo("m"),), "it has rows"), "alive", "it has rows"),
         (of("openai", "http://x"), ModelList(status=404), "wrong", "base_url should most likely be http://x/v1"),
+        (of("openai", "http://x/v1/v1"), ModelList(status=404), "wrong", "base_url should most likely be http://x/v1"),
         (of("openai", "http://x/v1"), ModelList(status=404), "wrong", "what stands before /chat/completions"),
         (of("openai", "http://x/v1"), ModelList(fault="it is no list of models"), "wrong", "no list of models"),
         (of("ollama", "http://x"), ModelList(status=404), "wrong", "kind: openai"),

@@ -60,7 +60,9 @@ def check(
     for provider in config.providers.values():
         if not provider.verify_tls:
             print(f"providers.{provider.name}: its certificate is not verified (verify_tls: false)")
-    print(f"{config.path}: fine ({len(config.providers)} providers, {len(config.aliases)} aliases)")
+    providers, aliases = len(config.providers), len(config.aliases)
+    each = f"{providers} provider{'s'[: providers != 1]}, {aliases} alias{'es'[: 2 * (aliases != 1)]}"
+    print(f"{config.path}: fine ({each})")
     return 0
 
 
@@ -199,4 +201,6 @@ def _mend(config: ProviderConfig) -> str:
     path = urlsplit(url).path
     if not path:
         return f"base_url should most likely be {url}/v1"
+    if path.endswith("/v1/v1"):
+        return f"base_url should most likely be {url.removesuffix('/v1')}"
     return "is that an OpenAI-compatible server? base_url is what stands before /chat/completions and /models"
