@@ -9,6 +9,7 @@ import os
 import ssl
 from pathlib import Path
 
+import pytest
 import trustme
 
 from tests.command import start
@@ -53,7 +54,7 @@ async def test_requests(tmp_path: Path) -> None:
         code, output = await run("requests", "--json", "--outcome", "ok", "--url", p.url)
         assert (code, [row["id"] for row in json.loads(output)["requests"]]) == (0, [id_])
         code, output = await run("requests", "--outcome", "bad", "--url", p.url)
-        assert code == 1 and "client_gone" in output
+        assert code == 2 and "client_gone" in output
 
 
 async def test_a_request_that_was_refused_unread_asked_for_nothing(tmp_path: Path) -> None:
@@ -100,6 +101,20 @@ async def _chat(url: str) -> None:
     writer.write(b'POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}')
     await reader.read()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("--limit", "x"), "argument --limit: 'x' is no number of requests (1 to 1000)"),
+        (("--limit", "0"), "argument --limit: '0' is no number of requests (1 to 1000)"),
+        (("--outcome", "failed"), "argument --outcome: invalid choice: 'failed'"),
+    ],
+)
+async def test_a_wrong_filter_is_a_mistake_of_usage(arguments: tuple[str, ...], wanted: str) -> None:
+    """Exit code 2, whether a proxy runs or not."""
+    code, output = await run("requests", "--url", "http://127.0.0.1:9", *arguments)
+    assert (code, wanted in output) == (2, True), output
 
 
 async def test_an_address_of_the_wrong_scheme_is_said_to_be_one(tmp_path: Path) -> None:
