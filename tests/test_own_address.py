@@ -11,6 +11,7 @@ import pytest
 
 from manallm_proxy.cli import discovery
 from manallm_proxy.cli.server_scan import scan_servers
+from manallm_proxy.config.found_servers import address_of
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Listen
 from manallm_proxy.config.own_address import is_own
@@ -48,6 +49,12 @@ SELF = "is this proxy's own address, so it would ask itself without end: give th
 def test_own_address(listen: Listen, url: str, wanted: bool) -> None:
     """Whatever reaches the listening socket for certain; another port, address or machine does not."""
     assert is_own(listen, url) is wanted
+
+
+def test_all_addresses_of_this_machine_are_one() -> None:
+    """OLLAMA_URL with the address on which Ollama listens made two providers of one server."""
+    urls = ("http://0.0.0.0:11434", "http://[::]:11434/", "http://localhost:11434/v1", "http://127.0.0.1:11434")
+    assert {address_of(url) for url in urls} == {"127.0.0.1:11434"}
 
 
 def test_a_provider_at_our_own_address_is_a_mistake(tmp_path: Path) -> None:
