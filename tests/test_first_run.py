@@ -169,6 +169,22 @@ def test_what_answers_is_not_yet_alive(provider: ProviderConfig, answer: ModelLi
     assert (verdict.state, words in verdict.text) == (state, True), verdict
 
 
+async def test_a_forward_proxy_of_the_environment_is_said_not_to_be_read(tmp_path: Path) -> None:
+    """In a company's network it is set for all programs, and pip has used it."""
+    port = free_port()
+    providers = {"near": openai(f"http://127.0.0.1:{port}"), "far": openai("https://nobody.invalid")}
+    (tmp_path / "proxy.yaml").write_text(written(settings(providers)))
+    path = str(tmp_path / "proxy.yaml")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        code, output = await run("check", "--live", "--config", path, environ={name: "http://user:s3cret@127.0.0.1:9"})
+        assert code == 1
+        [near] = [line for line in output.splitlines() if line.startswith("providers.near:")]
+        [far] = [line for line in output.splitlines() if line.startswith("providers.far:")]
+        assert "is not read" not in near
+        assert far.endswith(f" ({name} of the environment is not read: a forward proxy is the provider's `proxy`)")
+        assert "s3cret" not in output
+
+
 async def test_check_live_is_honest(tmp_path: Path) -> None:
     """Unreachable: 1 unless that is accepted; a wrong address: 1 and the mend; a path of Ollama's APIs is left out."""
     path, off = tmp_path / "proxy.yaml", free_port()
