@@ -152,7 +152,8 @@ def _remark(generation: Generation, entry: Entry) -> str | None:
         return "not loaded yet: a request waits for it"
     if queue is not None and (waiting := queue.line.of(target.model).waiting):
         wait = queue.line.expected_wait(queue.line.of(target.model), now)
-        return f"a queue of {len(waiting)}, expected wait {wait:.1f} s"
+        known = f"{wait:.1f} s" if wait > 0 else "unknown"  # nothing has been answered from which to tell
+        return f"a queue of {len(waiting)}, expected wait {known}"
     lists = generation.config.providers[target.provider].kind != "loopback" and generation.catalog.knows(
         target.provider
     )
