@@ -121,6 +121,36 @@ async def test_the_start_screen_names_who_would_answer(tmp_path: Path) -> None:
             assert '"model": "mana/test"' in screen[-1]  # the default one cannot chat
 
 
+async def test_a_named_model_that_is_not_installed_ends_the_request(tmp_path: Path) -> None:
+    """Its 404 goes to the caller, so the next entry is not who would answer, unless fallback_on says so."""
+    async with upstream(tags("smol")) as box:
+        chain = ["ollama/gone", "ollama/smol", "loop/echo"]
+        config = settings({"ollama": ollama(box.url), "loop": {"kind": "loopback"}}, chain)
+        config["aliases"]["mana/goes-on"] = {"chain": chain, "fallback_on": ["missing_model"]}
+        config["aliases"]["mana/late"] = {"chain": ["ollama/smol", "ollama/gone", "loop/echo"]}
+        async with proxy(config, tmp_path) as p:
+            screen = start_screen(p.app).splitlines()
+            at = screen.index("  mana/test        -> nobody")
+            assert screen[at + 1 : at + 11] == [
+                "      gone is not installed: ollama pull gone",
+                "      a request ends there: fallback_on: [missing_model] would go on to",
+                "      ollama/smol, loop/echo",
+                "  mana/goes-on     -> ollama/smol",
+                "      gone is not installed: ollama pull gone",
+                "      then loop/echo",
+                "  mana/late        -> ollama/smol",
+                "      gone is not installed: ollama pull gone",
+                "      a request ends there: fallback_on: [missing_model] would go on to",
+                "      loop/echo",
+            ]
+            assert '"model": "mana/goes-on"' in screen[-1]
+            assert (await p.chat())[0] == 404
+            _, explained = await p.get("/v1/explain?model=mana/test")
+            assert explained["chain"][0]["detail"] == "ollama does not list it: a 404 goes to the caller (fallback_on)"
+            _, explained = await p.get("/v1/explain?model=mana/goes-on")
+            assert explained["chain"][0]["detail"] == "ollama does not list it: a 404 leads to the next entry"
+
+
 async def test_the_line_to_try_fits_the_configuration(tmp_path: Path) -> None:
     """The header where keys are set, the socket where there is one, a model that exists where there is no alias."""
     async with upstream(each(answers), ["nomic-embed-text", "smol"]) as gpu:
@@ -351,7 +381,10 @@ async def test_explain_notes_a_model_that_is_not_listed(tmp_path: Path) -> None:
     async with upstream(tags("smol")) as box:
         async with proxy(settings({"box": ollama(box.url)}, ["box/gone", "box/smol"]), tmp_path) as p:
             rows = (await p.get("/v1/explain"))[1]["chain"]
-    assert [(row["usable"], row["detail"]) for row in rows] == [(True, "box does not list it"), (True, None)]
+    assert [(row["usable"], row["detail"]) for row in rows] == [
+        (True, "box does not list it: a 404 goes to the caller (fallback_on)"),
+        (True, None),
+    ]
 
 
 async def test_a_missing_model_speaks_against_no_provider(tmp_path: Path) -> None:

@@ -157,4 +157,8 @@ def _remark(generation: Generation, entry: Entry) -> str | None:
     lists = generation.config.providers[target.provider].kind != "loopback" and generation.catalog.knows(
         target.provider
     )
-    return f"{target.provider} does not list it" if lists and generation.catalog.find(target) is None else None
+    if not lists or generation.catalog.find(target) is not None:
+        return None
+    ends = entry.fallback_on.isdisjoint(("missing_model", "404"))
+    follows = "a 404 goes to the caller (fallback_on)" if ends else "a 404 leads to the next entry"
+    return f"{target.provider} does not list it: {follows}"
