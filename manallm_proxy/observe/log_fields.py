@@ -57,7 +57,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             name = "model chosen" if event.model is not None else "no model to choose"
             return "info", name, {**attrs.asdict(event), "needs": event.needs or None}
         case KeyWasRejected():
-            advice = f"check the api_key of provider '{event.provider}' and reload"
+            when = "a reload reads api_key_file, a restart its variable"
+            advice = f"check the api_key of provider '{event.provider}': {when}"
             return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}
         case HealthChanged():
             level: Level = "warning" if event.now == "unhealthy" else "info"
