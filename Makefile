@@ -174,7 +174,7 @@ $(VENV)/.tools: $(VENV)/.dev
 # what `make install` installs, for tests/test_packaging.py to install again and again without an index
 $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 	rm -rf $(VENV)/wheels
-	$(BIN)/python $(PIP) wheel $(PINNED) --wheel-dir $(VENV)/wheels . 'setuptools>=77'
+	$(BIN)/python $(PIP) wheel $(PINNED) --wheel-dir $(VENV)/wheels '.[redis]' 'setuptools>=77'
 	rm -f $(VENV)/wheels/manallm_proxy-*.whl
 	@touch $@
 

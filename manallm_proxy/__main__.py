@@ -18,6 +18,8 @@ EX_CONFIG: Final = 78
 INTERRUPTED: Final = 130
 """As shells have it: 128 and the number of SIGINT."""
 WORKERS_LIMIT: Final = 256
+MOST_REQUESTS: Final = 1000
+"""As many as a proxy keeps (`observe.request_log.KEPT`, which is not imported for this)."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,9 +76,12 @@ def parser() -> argparse.ArgumentParser:
     requests.add_argument("id", nargs="?", help="one request, with its attempts")
     requests.add_argument("--alias", help="only those of this alias")
     requests.add_argument("--target", help="only those of this target, provider/model")
-    requests.add_argument("--outcome", help="only with this outcome (ok, error, client_gone, broken)")
+    outcomes = ("ok", "error", "client_gone", "broken")
+    requests.add_argument(
+        "--outcome", choices=outcomes, metavar="OUTCOME", help=f"only with this outcome ({', '.join(outcomes)})"
+    )
     requests.add_argument("--key", metavar="NAME", help="only those of the client key of this name")
-    requests.add_argument("--limit", default="20", metavar="N", help="how many (%(default)s)")
+    requests.add_argument("--limit", type=_limit, default="20", metavar="N", help="how many (%(default)s)")
     requests.add_argument("--follow", action="store_true", help="go on with those that come, until Ctrl-C")
     _client(requests)
 
@@ -136,6 +141,12 @@ def _workers(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= WORKERS_LIMIT:
         raise argparse.ArgumentTypeError(f"'{text[:20]}' is no number of workers (1 to {WORKERS_LIMIT})")
     return int(text)
+
+
+def _limit(text: str) -> str:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_REQUESTS:
+        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no number of requests (1 to {MOST_REQUESTS})")
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

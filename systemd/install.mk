@@ -5,6 +5,8 @@ PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
 PYTHON ?= python3
+# optional libraries, such as redis,otel; those of the installation that is replaced stay
+EXTRAS ?= $(shell cat '$(DESTDIR)$(APP)/extras' 2>/dev/null)
 
 APP := $(PREFIX)/lib/manallm-proxy
 LAUNCHER := $(PREFIX)/bin/manallm-proxy
@@ -16,11 +18,12 @@ ETC := $(SYSCONFDIR)/manallm
 SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy config systemd
 
 .PHONY: install
-install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON)
+install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON, EXTRAS=redis,otel)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "manallm-proxy needs Python 3.11 or newer; name one: make PYTHON=python3.12 install"; exit 1; }
 	@case '$(PREFIX)$(SYSCONFDIR)' in *[!A-Za-z0-9._/+-]*|[!/]*) \
 		echo "PREFIX and SYSCONFDIR begin with / and have letters, digits and . _ + - (systemd reads them too)"; exit 1;; esac
+	@case '$(EXTRAS)' in *[!a-z,]*) echo "EXTRAS are redis, otel, or both: EXTRAS=redis,otel"; exit 1;; esac
 	@umask 022; mkdir -p '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(SYSCONFDIR)' && \
 		[ -w '$(DESTDIR)$(PREFIX)/lib' ] && [ -w '$(DESTDIR)$(SYSCONFDIR)' ] || \
 		{ echo "This writes to $(DESTDIR)$(PREFIX) and $(DESTDIR)$(SYSCONFDIR): sudo make install, or set DESTDIR"; exit 1; }
@@ -32,7 +35,8 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	cp -R $(SOURCES) "$$source"; \
 	$(PYTHON) -m venv "$$new"; \
 	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --no-compile \
-		--constraint "$$source/constraints.txt" "$$source"; \
+		--constraint "$$source/constraints.txt" "$$source$(if $(EXTRAS),[$(EXTRAS)])"; \
+	echo '$(EXTRAS)' >"$$new/extras"; \
 	"$$new/bin/python" -m pip uninstall -qq --disable-pip-version-check --yes setuptools pip; \
 	find "$$new/bin" ! -name 'python*' ! -type d -exec rm -f {} +; \
 	find "$$new" -name direct_url.json -exec rm -f {} +; \

@@ -18,10 +18,12 @@ import pytest
 
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.budgets import Amount
 from manallm_proxy.process import spend_file
+from tests.cases import every
 from tests.figures import value
 from tests.native_servers import speaks_messages, speaks_responses
-from tests.proxy import Proxy, openai, process, proxy, settings, written
+from tests.proxy import HI, Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
 from tests.upstreams import DONE, USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
 from tests.waiting import until
@@ -78,6 +80,32 @@ async def test_an_alias_at_its_budget_stays_local(tmp_path: Path) -> None:
             async with p.client.get(f"{p.url}/metrics") as response:
                 assert 'from_model="cloud/m",reason="budget",to_model="box/m"' in await response.text()
             assert (await ask(p, model="cloud/m"))[0] == 200, "an alias's budget is not that of its targets"
+
+
+@every(
+    [
+        (Amount(5, "USD"), "5 USD"),
+        (Amount(0.00003, "USD"), "0.00003 USD"),
+        (Amount(1234.5, "USD"), "1,234.5 USD"),
+        (Amount(12_345, "tokens"), "12,345 tokens"),
+        (Amount(1e12, "tokens"), "1,000,000,000,000 tokens"),
+    ]
+)
+def test_amounts_are_written_out(amount: Amount, wanted: str) -> None:
+    """9.999e+04 of 100,000 tokens is a riddle."""
+    assert str(amount) == wanted
+
+
+async def test_what_was_spent_is_written_out(tmp_path: Path) -> None:
+    """Tokens to the last one, money to the millionth."""
+    async with upstream(each(answers)) as cloud:
+        for budget, wanted in (("100000 tokens", "99,987 of 100,000 tokens"), ("0.05 USD", "0.049999 of 0.05 USD")):
+            config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": budget})
+            async with proxy(config, tmp_path) as p:
+                ledger = p.app.gateway.generation.ledger
+                ledger.merge([("alias mana/test", ledger.day, 0.0499991, 99_987)])
+                _, answer, _ = await p.post("/v1/chat/completions", {**HI, "max_tokens": 100_000})
+                assert f"has spent {wanted} a day" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize("policy", ["local", "refuse"])

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -273,11 +274,22 @@ async def test_what_a_shell_needs_to_complete(shell: str, tmp_path: Path) -> Non
         assert word in output
     if shell == "bash":
         (tmp_path / "it").write_text(output)
-        words = "COMP_WORDS=(manallm-proxy check --off); COMP_CWORD=2; _manallm_proxy; echo ${COMPREPLY[@]}"
-        child = await asyncio.create_subprocess_exec(
-            *("bash", "-c", f"source {tmp_path}/it; {words}"), stdout=asyncio.subprocess.PIPE
-        )
-        assert (await child.communicate())[0] == b"--offline-ok\n"
+        for typed, wanted in (
+            ("check --off", "--offline-ok"),
+            ("completion ''", "bash zsh fish --help"),
+            ("requests --outcome ''", "ok error client_gone broken"),
+            ("requests --outcome cl", "client_gone"),
+        ):
+            place = len(shlex.split(typed))
+            words = f"COMP_WORDS=(manallm-proxy {typed}); COMP_CWORD={place}; _manallm_proxy; echo ${{COMPREPLY[@]}}"
+            child = await asyncio.create_subprocess_exec(
+                *("bash", "-c", f"source {tmp_path}/it; {words}"), stdout=asyncio.subprocess.PIPE
+            )
+            assert (await child.communicate())[0].decode() == f"{wanted}\n"
+    if shell == "fish":
+        assert "%(default)s" not in output
+        assert "complete -c manallm-proxy -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'" in output
+        assert " -l outcome -d 'only with this outcome (ok, error, client_gone, broken)' -x -a 'ok error" in output
 
 
 @pytest.mark.parametrize(

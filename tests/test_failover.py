@@ -208,6 +208,7 @@ async def test_what_is_not_worth_trying_is_skipped_with_its_reason() -> None:
     assert (served.value, story.asked) == ("hello", ["p4"])
     assert story.walk is not None and story.walk.tried == 1
     assert [line.reason for line in story.walk.log] == ["unconfigured", "unhealthy", "cooling", "saturated"]
+    assert [line.detail for line in story.walk.log] == [None, "connect_error", "rate_limited", None]
     # only such events are among them
     assert [e.from_target for e in story.kinds(FellBack)] == ["p0/m", "p1/m", "p2/m", "p3/m"]  # type: ignore[union-attr]
 

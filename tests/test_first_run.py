@@ -121,6 +121,36 @@ async def test_the_start_screen_names_who_would_answer(tmp_path: Path) -> None:
             assert '"model": "mana/test"' in screen[-1]  # the default one cannot chat
 
 
+async def test_a_named_model_that_is_not_installed_ends_the_request(tmp_path: Path) -> None:
+    """Its 404 goes to the caller, so the next entry is not who would answer, unless fallback_on says so."""
+    async with upstream(tags("smol")) as box:
+        chain = ["ollama/gone", "ollama/smol", "loop/echo"]
+        config = settings({"ollama": ollama(box.url), "loop": {"kind": "loopback"}}, chain)
+        config["aliases"]["mana/goes-on"] = {"chain": chain, "fallback_on": ["missing_model"]}
+        config["aliases"]["mana/late"] = {"chain": ["ollama/smol", "ollama/gone", "loop/echo"]}
+        async with proxy(config, tmp_path) as p:
+            screen = start_screen(p.app).splitlines()
+            at = screen.index("  mana/test        -> nobody")
+            assert screen[at + 1 : at + 11] == [
+                "      gone is not installed: ollama pull gone",
+                "      a request ends there: fallback_on: [missing_model] would go on to",
+                "      ollama/smol, loop/echo",
+                "  mana/goes-on     -> ollama/smol",
+                "      gone is not installed: ollama pull gone",
+                "      then loop/echo",
+                "  mana/late        -> ollama/smol",
+                "      gone is not installed: ollama pull gone",
+                "      a request ends there: fallback_on: [missing_model] would go on to",
+                "      loop/echo",
+            ]
+            assert '"model": "mana/goes-on"' in screen[-1]
+            assert (await p.chat())[0] == 404
+            _, explained = await p.get("/v1/explain?model=mana/test")
+            assert explained["chain"][0]["detail"] == "ollama does not list it: a 404 goes to the caller (fallback_on)"
+            _, explained = await p.get("/v1/explain?model=mana/goes-on")
+            assert explained["chain"][0]["detail"] == "ollama does not list it: a 404 leads to the next entry"
+
+
 async def test_the_line_to_try_fits_the_configuration(tmp_path: Path) -> None:
     """The header where keys are set, the socket where there is one, a model that exists where there is no alias."""
     async with upstream(each(answers), ["nomic-embed-text", "smol"]) as gpu:
@@ -155,6 +185,7 @@ def of(kind: str, url: str, api_key: str | None = None) -> ProviderConfig:
         (of("ollama", "http://x"), ModelList(), "alive", "alive"),
         (of("openai", "http://x/v1"), ModelList((ModelInfo("m"),), "it has rows"), "alive", "it has rows"),
         (of("openai", "http://x"), ModelList(status=404), "wrong", "base_url should most likely be http://x/v1"),
+        (of("openai", "http://x/v1/v1"), ModelList(status=404), "wrong", "base_url should most likely be http://x/v1"),
         (of("openai", "http://x/v1"), ModelList(status=404), "wrong", "what stands before /chat/completions"),
         (of("openai", "http://x/v1"), ModelList(fault="it is no list of models"), "wrong", "no list of models"),
         (of("ollama", "http://x"), ModelList(status=404), "wrong", "kind: openai"),
@@ -166,6 +197,22 @@ def test_what_answers_is_not_yet_alive(provider: ProviderConfig, answer: ModelLi
     """A web server is no provider."""
     verdict = judged(provider, answer)
     assert (verdict.state, words in verdict.text) == (state, True), verdict
+
+
+async def test_a_forward_proxy_of_the_environment_is_said_not_to_be_read(tmp_path: Path) -> None:
+    """In a company's network it is set for all programs, and pip has used it."""
+    port = free_port()
+    providers = {"near": openai(f"http://127.0.0.1:{port}"), "far": openai("https://nobody.invalid")}
+    (tmp_path / "proxy.yaml").write_text(written(settings(providers)))
+    path = str(tmp_path / "proxy.yaml")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        code, output = await run("check", "--live", "--config", path, environ={name: "http://user:s3cret@127.0.0.1:9"})
+        assert code == 1
+        [near] = [line for line in output.splitlines() if line.startswith("providers.near:")]
+        [far] = [line for line in output.splitlines() if line.startswith("providers.far:")]
+        assert "is not read" not in near
+        assert far.endswith(f" ({name} of the environment is not read: a forward proxy is the provider's `proxy`)")
+        assert "s3cret" not in output
 
 
 async def test_check_live_is_honest(tmp_path: Path) -> None:
@@ -334,7 +381,10 @@ async def test_explain_notes_a_model_that_is_not_listed(tmp_path: Path) -> None:
     async with upstream(tags("smol")) as box:
         async with proxy(settings({"box": ollama(box.url)}, ["box/gone", "box/smol"]), tmp_path) as p:
             rows = (await p.get("/v1/explain"))[1]["chain"]
-    assert [(row["usable"], row["detail"]) for row in rows] == [(True, "box does not list it"), (True, None)]
+    assert [(row["usable"], row["detail"]) for row in rows] == [
+        (True, "box does not list it: a 404 goes to the caller (fallback_on)"),
+        (True, None),
+    ]
 
 
 async def test_a_missing_model_speaks_against_no_provider(tmp_path: Path) -> None:

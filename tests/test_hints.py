@@ -37,15 +37,15 @@ def test_an_outage_elsewhere_is_one_here() -> None:
     """For as long as it was said, never for longer than one of our own; its end lets one request try."""
     health = Health(Policy(2, 60.0))
     health.take_hint(None, OUTAGE, 100.0)
-    assert health.refusal("m", 129.0) == Skip("unhealthy", 1.0)
+    assert health.refusal("m", 129.0) == Skip("unhealthy", 1.0, "connect_error")
     assert health.refusal("m", 130.0) is None
     health = Health(Policy(2, 60.0))
     health.take_hint("m", Hint(open_for=1e9, reason="http_500"), 100.0)
-    assert health.refusal("m", 159.0) == Skip("unhealthy", 1.0)
+    assert health.refusal("m", 159.0) == Skip("unhealthy", 1.0, "http_500")
     assert health.refusal("other", 100.0) is None
     health.take_hint("m", Hint(), 110.0)
     assert isinstance(health.admit("m", 110.0), Permit)
-    assert health.admit("m", 110.0) == Skip("unhealthy"), "the one trial is under way"
+    assert health.admit("m", 110.0) == Skip("unhealthy", detail="http_500"), "the one trial is under way"
     assert health.pending_update("m", 110.0) is None, "it is no news to those who said it"
 
 
@@ -59,7 +59,7 @@ def test_what_was_seen_here_counts_more() -> None:
     assert health.provider.is_blank
     assert health.take_hint(None, OUTAGE, 101.0)
     health.probed(ConnectFailed("x"), 101.0)
-    assert health.refusal("m", 101.0) == Skip("unhealthy", 60.0)
+    assert health.refusal("m", 101.0) == Skip("unhealthy", 60.0, "connect_error")
     health = Health(Policy(2, 60.0))
     permit = health.admit("m", 200.0)
     assert isinstance(permit, Permit)
@@ -72,7 +72,7 @@ def test_what_was_seen_here_counts_more() -> None:
         assert isinstance(permit, Permit)
         permit.failed(ConnectFailed("x"), 300.0)
     health.take_hint(None, OUTAGE, 301.0)
-    assert health.refusal("m", 331.0) == Skip("unhealthy", 29.0)
+    assert health.refusal("m", 331.0) == Skip("unhealthy", 29.0, "connect_error")
     health = Health(Policy(2, 60.0))
     health.take_hint(None, OUTAGE, 100.0)
     health.probed(None, 101.0)

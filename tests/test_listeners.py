@@ -96,6 +96,23 @@ def test_an_unknown_host_is_reported_without_a_number(tmp_path: Path) -> None:
     assert said == "listen: cannot listen on nowhere:1: Name or service not known"
 
 
+@pytest.mark.parametrize(
+    ("unix", "number", "wanted"),
+    [
+        ("/none/x.sock", errno.ENOENT, "/none/x.sock: its folder is not there: make it, or choose another unix"),
+        ("/x/x.sock", errno.EACCES, "/x/x.sock: Permission denied"),
+        (None, errno.EADDRNOTAVAIL, "192.0.2.1:1: this machine has no such address now; 0.0.0.0 stands for all it has"),
+        (None, errno.EACCES, "192.0.2.1:1: Permission denied; ports below 1024 are for root"),
+    ],
+)
+def test_where_it_cannot_listen_it_says_what_to_do(tmp_path: Path, unix: str | None, number: int, wanted: str) -> None:
+    """The system's words alone do not name what is missing."""
+    said = cannot_listen(
+        config(tmp_path, **({"unix": unix} if unix else {"host": "192.0.2.1", "port": 1})), OSError(number, "")
+    )
+    assert said == f"listen: cannot listen on {wanted}"
+
+
 def test_a_descriptor_that_is_no_socket_is_none_of_a_path(tmp_path: Path) -> None:
     """It came from LISTEN_FDS; nobody can move it."""
     said = cannot_listen(config(tmp_path, port=1), OSError(errno.ENOTSOCK, ""))

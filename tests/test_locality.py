@@ -68,6 +68,7 @@ async def test_what_is_local_serves(tmp_path: Path) -> None:
             assert (status, headers["x-mana-llm-resolved"], unknown_to(cloud)) == (200, "gpu/m", True)
             _, answer, _ = await p.post("/v1/chat/completions", {**HI, "model": "cloud/m"}, headers=PIN)
             assert answer["error"]["attempts"] == [{"model": "cloud/m", "reason": "not_local"}]
+            assert answer["error"]["message"].endswith("(not_local); it has to stay at providers with 'local: true'")
 
 
 async def test_a_key_may_be_bound_to_the_house(tmp_path: Path) -> None:

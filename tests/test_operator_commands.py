@@ -6,7 +6,11 @@ import asyncio
 import hashlib
 import json
 import os
+import ssl
 from pathlib import Path
+
+import pytest
+import trustme
 
 from tests.command import start
 from tests.proxy import openai, process, proxy, run, settings
@@ -50,7 +54,7 @@ async def test_requests(tmp_path: Path) -> None:
         code, output = await run("requests", "--json", "--outcome", "ok", "--url", p.url)
         assert (code, [row["id"] for row in json.loads(output)["requests"]]) == (0, [id_])
         code, output = await run("requests", "--outcome", "bad", "--url", p.url)
-        assert code == 1 and "client_gone" in output
+        assert code == 2 and "client_gone" in output
 
 
 async def test_a_request_that_was_refused_unread_asked_for_nothing(tmp_path: Path) -> None:
@@ -97,6 +101,39 @@ async def _chat(url: str) -> None:
     writer.write(b'POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}')
     await reader.read()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("--limit", "x"), "argument --limit: 'x' is no number of requests (1 to 1000)"),
+        (("--limit", "0"), "argument --limit: '0' is no number of requests (1 to 1000)"),
+        (("--outcome", "failed"), "argument --outcome: invalid choice: 'failed'"),
+    ],
+)
+async def test_a_wrong_filter_is_a_mistake_of_usage(arguments: tuple[str, ...], wanted: str) -> None:
+    """Exit code 2, whether a proxy runs or not."""
+    code, output = await run("requests", "--url", "http://127.0.0.1:9", *arguments)
+    assert (code, wanted in output) == (2, True), output
+
+
+async def test_an_address_of_the_wrong_scheme_is_said_to_be_one(tmp_path: Path) -> None:
+    """Something answers, so "start one" would mislead; a certificate of one's own is named."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        code, output = await run("status", "--url", p.url.replace("http:", "https:"))
+    place = p.url.removeprefix("http://")
+    assert (code, output) == (1, f"what answers at {place} speaks no TLS: its address may have to begin with http://\n")
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        code, output = await run("status", "--url", f"https://{place}")
+    assert code == 1
+    assert output.startswith(
+        f"the TLS certificate of {place} is not trusted (unable to get local issuer certificate): "
+    )
 
 
 async def test_what_they_say_when_it_is_not_to_be_had(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Pa
         asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         async with p.client.options(f"{p.url}/v1/chat/completions", headers=asks) as response:
             assert (response.headers.get("Access-Control-Allow-Origin") == origin) is (status == 200)
+            assert response.status == (204 if status == 200 else 403)
+            assert ("cors.origins" in await response.text()) is (status != 200)
 
 
 @every(

@@ -34,10 +34,11 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=390, check=False)
 
 
-def make(target: str, stage: Path) -> str:
+def make(target: str, stage: Path, *more: str, code: int = 0) -> str:
     """What a target of systemd/install.mk says."""
-    done = run(require("make", "it installs"), "-f", "systemd/install.mk", target, f"DESTDIR={stage}", "PREFIX=/usr")
-    assert done.returncode == 0, done.stderr
+    places = (f"DESTDIR={stage}", "PREFIX=/usr")
+    done = run(require("make", "it installs"), "-f", "systemd/install.mk", target, *places, *more)
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -197,3 +198,18 @@ def test_uninstall_keeps_the_configuration_and_removes_the_rest(stage: Path, tmp
     assert f"Kept: {root}/etc/manallm" in make("uninstall", root)
     left = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
     assert left == ["etc/manallm/aliases.yaml", "etc/manallm/keys/GROQ_API_KEY", "etc/manallm/proxy.yaml"]
+
+
+def test_optional_libraries_are_chosen_at_the_installation_and_kept_by_the_next(tmp_path: Path) -> None:
+    """pip is not in there to add them later, and an upgrade without them would end with 78."""
+    assert "EXTRAS are redis, otel" in make("install", tmp_path, "EXTRAS=redis;", code=2)
+    for arguments in (["EXTRAS=redis"], []):
+        make("install", tmp_path, *arguments)
+        done = run(tmp_path / "usr/lib/manallm-proxy/bin/python", "-c", "import redis")
+        assert done.returncode == 0, (arguments, done.stderr)
+    make("install", tmp_path, "EXTRAS=")
+    file = tmp_path / "shared.yaml"
+    file.write_text("state: redis://127.0.0.1:1\nproviders: {l: {kind: loopback}}\naliases: {}\n")
+    done = run(tmp_path / "usr/bin/manallm-proxy", "check", "--config", file)
+    assert done.returncode == 78
+    assert "install the proxy again with it ('make install EXTRAS=redis'; by pipx or uv 'WHEEL[redis]')" in done.stderr

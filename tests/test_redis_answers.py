@@ -25,6 +25,7 @@ from manallm_proxy.state.link import AGAIN, Link, ServerUnavailable
 from manallm_proxy.state.redis_answers import RedisAnswers, name_of, pack
 from manallm_proxy.state.redis_client import client_of
 from tests.figures import value
+from tests.ports import free_port
 from tests.proxy import Proxy, openai, proxy, settings, written
 from tests.redis_server import PATIENCE, RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -49,6 +50,15 @@ async def closed(*stores: RedisAnswers) -> None:
     for each_ in stores:
         await each_.close()
         await each_.link.close()
+
+
+async def why_down(url: str) -> str | None:
+    """As `check --live` asks."""
+    asking = Link("redis", client_of(url), lambda event: None)
+    try:
+        return await asking.why_down(20.0)
+    finally:
+        await asking.close()
 
 
 async def kept(answers: RedisAnswers, server: RedisServer, ttl: float = 60.0) -> bytes:
@@ -312,6 +322,35 @@ async def test_a_refused_password_is_told_also_after_another_reason(monkeypatch:
     await left.close()
     told = ["no answer within 50 ms", "refuses the user or the password"]
     assert seen == [StateChanged("redis", is_well=False, detail=detail) for detail in told]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "path", "wanted"),
+    [
+        ("redis", "/99", "refuses the number of the database"),
+        ("redis+cluster", "", "is no cluster"),
+        ("redis+sentinel", "/m", "does not know our commands: is it what the address says?"),
+    ],
+)
+async def test_a_server_of_another_kind_is_said_to_be_one(tmp_path: Path, scheme: str, path: str, wanted: str) -> None:
+    """`check --live` names what is wrong, and not a class of the library."""
+    port = free_port()
+    with redis_server(tmp_path, None, "--port", str(port)):
+        assert await why_down(f"{scheme}://127.0.0.1:{port}{path}") == wanted
+
+
+async def test_what_is_no_redis_is_said_to_be_none() -> None:
+    """As a port that is another server's."""
+
+    async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(http, "127.0.0.1", 0)
+    async with server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert await why_down(url) == "what answers there is no Redis"
 
 
 async def test_many_at_a_time_are_served_by_few_connections(redis: RedisServer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from manallm_proxy.gateway.route_table import RouteTable
+from manallm_proxy.gateway.route_table import RouteTable, base_url_advice
 from tests.cases import every
 from tests.proxy import proxy, settings
 
@@ -16,6 +16,7 @@ async def nothing(request: web.BaseRequest, rest: str) -> web.Response:
     return web.Response()
 
 
+NOT = "this address is not served here"
 TABLE = RouteTable()
 TABLE.add("POST", "/v1/chat/completions", nothing)
 TABLE.add("GET", "/v1/models", nothing)
@@ -58,6 +59,56 @@ def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
 def test_an_operators_route_has_one_name(path: str) -> None:
     """Whoever hides it behind nginx hides it by its exact path."""
     assert TABLE.find(path) is None
+
+
+@every(
+    [
+        ("/v1/chat/completions/chat/completions", "OpenAI's clients take a base URL that ends in /v1"),
+        ("/v1/embeddings/embeddings/", "OpenAI's clients take a base URL that ends in /v1"),
+        ("/api/chat/completions", "OpenAI's clients take a base URL that ends in /v1"),
+        ("/api/v1/chat/completions", "OpenAI's clients take a base URL that ends in /v1"),
+        ("/v1/messages/v1/messages", "Anthropic's clients take a base URL without a path"),
+        ("/v1/api/chat", "Ollama's clients take an address without a path"),
+        ("/api/api/tags", "Ollama's clients take an address without a path"),
+        ("/v1/files", ""),
+        ("/v2/chat/completions", ""),
+        ("/" + "/chat/completions" * 10_000 + "x", ""),
+        ("/v1/models/" + "a:streamG" * 10_000, ""),
+    ]
+)
+def test_a_base_url_with_too_much_is_recognised(path: str, wanted: str) -> None:
+    """What the settings of an IDE take is not what they show."""
+    assert base_url_advice(path) == wanted
+
+
+async def test_a_404_says_what_is_wrong_with_the_base_url(tmp_path: Path) -> None:
+    """Before the list of all that is served."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        status, answer, _ = await p.post("/v1/chat/completions/chat/completions", {"messages": []})
+        assert status == 404
+        assert answer["error"]["message"].startswith(
+            f"{NOT}: OpenAI's clients take a base URL that ends in /v1. Served: POST"
+        )
+        status, answer, _ = await p.post("/v1/api/chat", {"messages": []})
+        assert status == 404
+        assert f"{NOT}: Ollama's clients take an address without a path. Served: POST" in str(answer)
+        status, answer, _ = await p.post("/v1/files", {})
+        assert answer["error"]["message"].startswith(f"{NOT}. Served: POST")
+
+
+async def test_what_geminis_clients_ask_is_said_to_be_served_otherwise(tmp_path: Path) -> None:
+    """google-genai's base URL may be set to the proxy; 'takes GET, HEAD only' says nothing to its user."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        for path in (
+            "/v1/models/m:generateContent",
+            "/v1beta/models/mana/a:streamGenerateContent",
+            "/models/m:embedContent",
+        ):
+            status, answer, _ = await p.post(path, {})
+            assert status == 404
+            assert answer["error"]["message"].startswith(
+                f"{NOT}: Gemini's API; its models are, by OpenAI's. Served: POST"
+            )
 
 
 async def test_methods(tmp_path: Path) -> None:

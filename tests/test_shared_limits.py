@@ -13,7 +13,7 @@ from manallm_proxy.config.load import load
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.ratelimit import SPAN, Window
 from manallm_proxy.gateway.shared_limits import SharedLimits
-from manallm_proxy.process.start_notes import per_worker_limits
+from manallm_proxy.process.start_notes import budget_storage, per_worker_limits
 from tests.proxy import Proxy, openai, proxy, settings, written
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -103,7 +103,24 @@ def test_the_start_names_what_is_each_workers_own(tmp_path: Path) -> None:
             config = settings({"up": openai("http://a")}, state=state, auth={"keys": [key | more]})
             path = tmp_path / "proxy.yaml"
             path.write_text(written(config))
-            assert ("alice" in per_worker_limits(load(path, {}))) is (named or state is None)
+            said = per_worker_limits(load(path, {}))
+            assert ("alice" in said) is (named or state is None)
+            assert ("requests_per_minute" in said, "concurrent_requests" in said) == (state is None, named)
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [(None, "in memory only (spend_file)"), ("redis://:secret@127.0.0.1:9/1", "in redis://127.0.0.1:9/1")],
+)
+def test_the_start_says_where_budgets_are_kept(tmp_path: Path, state: str | None, wanted: str) -> None:
+    """With a shared state they are kept there; a file besides serves while it is away."""
+    key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "budget": {"day": "5 USD"}}
+    path = tmp_path / "proxy.yaml"
+    path.write_text(written(settings({"up": openai("http://a")}, state=state, auth={"keys": [key]})))
+    config = load(path, {})
+    assert budget_storage(config, None) == f"; budgets are kept {wanted}"
+    both = "" if state is None else f"{wanted.removeprefix('in ')} and in "
+    assert budget_storage(config, Path("/x/spend.json")) == f"; budgets are kept in {both}/x/spend.json"
 
 
 async def test_a_request_is_in_flight_while_the_server_counts_it(

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import threading
 import time
@@ -266,6 +267,27 @@ async def test_a_collector_that_takes_nothing_costs_nothing(tmp_path: Path, monk
     await until(lambda: not [each.name for each in threading.enumerate() if each.name.startswith("OtelBatch")])
 
 
+@needs_library
+async def test_a_collector_that_is_away_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own lines, four for each export, say neither what is lost nor where it should have gone."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    async with collector() as seen, upstream(each(answers)) as gpu:
+        await seen.upstream.stop()
+        async with proxy(settings({"gpu": openai(gpu.url)}, traces=seen.endpoint), tmp_path) as p:
+            for _ in range(2):
+                await ask(p, {})
+                await until(lambda: "traces are lost" in p.log.getvalue())
+            await seen.upstream.start()
+            await ask(p, {})
+            await until(lambda: "traces are taken again" in p.log.getvalue())
+            lines = [json.loads(line) for line in p.log.getvalue().splitlines()]
+            told = [(line["event"], line["server"]) for line in lines if line["event"].startswith("traces")]
+            place = f"{seen.upstream.url}/v1/traces"
+            assert told == [("traces are lost", place), ("traces are taken again", place)]
+            assert "library" not in {line["event"] for line in lines}
+
+
 async def test_off_nobody_is_told(tmp_path: Path) -> None:
     """A client's headers stay here."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
@@ -344,14 +366,15 @@ def test_where_they_go(endpoint: str | None, environ: dict[str, str], wanted: st
 def test_where_the_library_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for in the file it is a mistake, by a variable a note; both say what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("manallm_proxy.config.tracing.how_to_install", lambda extra: f"install {extra}")
     mistakes, notes = Mistakes(), list[str]()
     traces_of(Traces("http://a"), {}, mistakes, notes)
     assert (list(mistakes), notes) == (
-        ["traces.endpoint: needs OpenTelemetry: pip install 'manallm-proxy[otel]'"],
+        ["traces.endpoint: needs OpenTelemetry: install otel"],
         [],
     )
     assert traces_of(Traces(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a"}, Mistakes(), notes) == Traces()
-    assert len(notes) == 1 and "manallm-proxy[otel]" in notes[0]
+    assert len(notes) == 1 and "install otel" in notes[0]
 
 
 def test_a_wrong_address_is_told_by_its_place(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -24,6 +25,7 @@ from manallm_proxy.gateway.opening import list_live, try_open
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.routing.best_model import needs_of
 
+_FORWARD_PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 State = Literal["alive", "unasked", "away", "wrong"]
 
 
@@ -56,15 +58,17 @@ def check(
     for note in config.notes:
         print(note)
     if live:
-        return asyncio.run(_live(config, offline_ok))
+        return asyncio.run(_live(config, offline_ok, environ))
     for provider in config.providers.values():
         if not provider.verify_tls:
             print(f"providers.{provider.name}: its certificate is not verified (verify_tls: false)")
-    print(f"{config.path}: fine ({len(config.providers)} providers, {len(config.aliases)} aliases)")
+    providers, aliases = len(config.providers), len(config.aliases)
+    each = f"{providers} provider{'s'[: providers != 1]}, {aliases} alias{'es'[: 2 * (aliases != 1)]}"
+    print(f"{config.path}: fine ({each})")
     return 0
 
 
-async def _live(config: Config, offline_ok: bool) -> int:
+async def _live(config: Config, offline_ok: bool, environ: Mapping[str, str]) -> int:
     generation = Generation.build(config, asyncio.get_running_loop().time, lambda event: None)
     found = await asyncio.gather(*(_ask(generation, name) for name in config.providers))
     verdicts = dict(zip(config.providers, found, strict=True))
@@ -76,7 +80,7 @@ async def _live(config: Config, offline_ok: bool) -> int:
     for line in [*missing, *differing, *windows]:
         print(line)
     for provider, verdict in verdicts.items():
-        print(f"providers.{provider}: {verdict.text}")
+        print(f"providers.{provider}: {verdict.text}{_forward_proxy(config.providers[provider], verdict, environ)}")
     if (shared := await _ask_state(generation)) is not None:
         print(f"state: {shared.text}")
         found.append(shared)
@@ -144,6 +148,17 @@ def _embeds(generation: Generation, entry: Entry) -> bool:
     return listed is not None and "completion" not in (listed.capabilities or {"completion"})
 
 
+def _forward_proxy(config: ProviderConfig, verdict: Verdict, environ: Mapping[str, str]) -> str:
+    """A remark on a provider that is away, if other programs would reach it through a forward proxy; else empty."""
+    parts = urlsplit(config.base_url or "https://generativelanguage.googleapis.com")
+    name = next((each for each in _FORWARD_PROXIES if environ.get(each)), None)
+    if verdict.state != "away" or config.proxy is not None or name is None:
+        return ""
+    if parts.scheme != "https" or is_loopback(parts.hostname or ""):
+        return ""
+    return f" ({name} of the environment is not read: a forward proxy is the provider's `proxy`)"
+
+
 async def _ask_state(generation: Generation) -> Verdict | None:
     """The verdict on the server through which instances share state, if there is one."""
     link = generation.answers.link
@@ -199,4 +214,6 @@ def _mend(config: ProviderConfig) -> str:
     path = urlsplit(url).path
     if not path:
         return f"base_url should most likely be {url}/v1"
+    if path.endswith("/v1/v1"):
+        return f"base_url should most likely be {url.removesuffix('/v1')}"
     return "is that an OpenAI-compatible server? base_url is what stands before /chat/completions and /models"

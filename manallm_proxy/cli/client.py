@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -144,6 +145,12 @@ class Client:
         return f"it does not know the key in {KEY}" if self.key else f"it wants a key: set {KEY}"
 
     def _absent(self, error: Exception) -> Failed:
+        match error:
+            case ssl.SSLCertVerificationError():
+                mend = "renew it, or have this machine trust its authority (SSL_CERT_FILE)"
+                return Failed(f"the TLS certificate of {self.place} is not trusted ({error.verify_message}): {mend}")
+            case ssl.SSLError():
+                return Failed(f"what answers at {self.place} speaks no TLS: its address may have to begin with http://")
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Failed(
             f"no proxy answers at {self.place}: {why.lower()}; start one with 'manallm-proxy serve', or name it (--url)"

@@ -143,7 +143,7 @@ def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool
     is_ollama = isinstance(tagged.get("models"), list)
     name = _owner(rows) or ("llamacpp" if any("llama.cpp" in r.server for r in replies.values()) else None)
     if name == "manallm" or any("manallm-proxy" in reply.server for reply in replies.values()):
-        return None
+        return other_proxy(candidate) if candidate.named_by == "OLLAMA_HOST" else None
     # llama-server answers Ollama's path too, with OpenAI's `data` in addition to `models`
     if tags is not None and is_ollama and name is None and ("data" not in tagged or candidate.usual == "ollama"):
         return _server("ollama", "ollama", candidate.root, OllamaWire().listed(tags.body or b"").models)
@@ -157,6 +157,11 @@ def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool
     if any(reply.body is None and reply.status == 200 for reply in replies.values()):
         return f"{where} answers without end, or too slowly: passed over"
     return f"{where} answers, but is no model server that is known here: passed over"
+
+
+def other_proxy(candidate: Candidate) -> str:
+    """The remark on another manallm-proxy, which ``OLLAMA_HOST`` names for Ollama's clients."""
+    return f"{candidate.root.partition('://')[2]} is a manallm-proxy (OLLAMA_HOST): passed over"
 
 
 def _server(name: str, kind: Kind, base_url: str, models: Sequence[ModelInfo]) -> Server:

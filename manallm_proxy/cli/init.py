@@ -16,7 +16,7 @@ from manallm_proxy.cli.discovery import Server
 from manallm_proxy.cli.server_scan import ScanResult, scan_servers
 from manallm_proxy.config.found_servers import free_name
 from manallm_proxy.config.load import QUICKSTART, load
-from manallm_proxy.config.model import Config, ProviderConfig
+from manallm_proxy.config.model import Config, Listen, ProviderConfig
 from manallm_proxy.config.providers import OLLAMA_URL
 from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain
@@ -44,7 +44,7 @@ def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
         names = " and ".join(map(str, there))
         print(f"{names}: there already, nothing was changed (--force replaces them and keeps a copy)", file=sys.stderr)
         return 1
-    around = asyncio.run(scan_servers(environ))
+    around = asyncio.run(scan_servers(environ, Listen()))
     for line in around.lines():
         print(line)
     shipped = load(QUICKSTART, around.environ(environ))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from manallm_proxy.cli.standard_streams import greet
 from manallm_proxy.cli.start_screen import start_screen, wrapped
 from manallm_proxy.config.load import QUICKSTART, find_any, load
-from manallm_proxy.config.model import Config, DiscoveredServer
+from manallm_proxy.config.model import Config, DiscoveredServer, Listen
 from manallm_proxy.gateway.opening import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.openai.allocator import tune_malloc
@@ -47,7 +47,7 @@ def serve(
         path, discover = QUICKSTART, True
         _say(environ, "no configuration found: this is the built-in quickstart ('manallm-proxy init' writes your own)")
     if discover:
-        environ, found = _discover(environ)
+        environ, found = _discover(environ, load(path, environ, host, port).listen)
     config = load(path, environ, host, port, found)
     for note in config.notes:
         _say(environ, note)
@@ -63,11 +63,11 @@ def serve(
         return runner.run(_serve(config, environ, logs, host, port))
 
 
-def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[DiscoveredServer, ...]]:
+def _discover(environ: Mapping[str, str], own: Listen) -> tuple[Mapping[str, str], tuple[DiscoveredServer, ...]]:
     """The environment with the address of Ollama, and the servers that were found."""
     from manallm_proxy.cli.server_scan import scan_servers
 
-    around = asyncio.run(scan_servers(environ))
+    around = asyncio.run(scan_servers(environ, own))
     for line in around.lines():
         _say(environ, line)
     return around.environ(environ), around.found

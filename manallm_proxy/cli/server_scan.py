@@ -7,8 +7,19 @@ import contextlib
 from collections.abc import Mapping
 from typing import Final
 
-from manallm_proxy.cli.discovery import MODELS, NO_HTTP, TAGS, Candidate, Reply, Server, candidates, identify
-from manallm_proxy.config.model import DiscoveredServer
+from manallm_proxy.cli.discovery import (
+    MODELS,
+    NO_HTTP,
+    TAGS,
+    Candidate,
+    Reply,
+    Server,
+    candidates,
+    identify,
+    other_proxy,
+)
+from manallm_proxy.config.model import DiscoveredServer, Listen
+from manallm_proxy.config.own_address import is_own
 from manallm_proxy.config.values import InvalidValue, base_url
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import frozen
@@ -43,20 +54,27 @@ class ScanResult:
         return {**environ, **named}
 
 
-async def scan_servers(environ: Mapping[str, str]) -> ScanResult:
-    """Scans all candidates. Never raises: an address that cannot be queried counts as absent."""
-    asked = candidates(environ)
+async def scan_servers(environ: Mapping[str, str], own: Listen | None = None) -> ScanResult:
+    """Scans all candidates. Never raises: an address that cannot be queried counts as absent.
+
+    `own`: where this proxy will listen. ``OLLAMA_HOST`` may name that, or another proxy, for Ollama's clients.
+    """
+    there = candidates(environ)
+    asked = [each for each in there if own is None or not is_own(own, each.root)]
+    ourselves = [each for each in there if each not in asked and each.named_by == "OLLAMA_HOST"]
     outcomes = await asyncio.gather(*(_identify(each) for each in asked))
     seen = list(zip(asked, outcomes, strict=True))
-    named = next((each.root for each in asked if each.named_by), None)
     return ScanResult(
         tuple(outcome for outcome in outcomes if isinstance(outcome, Server)),
-        tuple(
-            outcome if isinstance(outcome, str) else f"nothing answers at {each.root} ({each.named_by})"
-            for each, outcome in seen
-            if isinstance(outcome, str) or (outcome is None and each.named_by)
+        (
+            *(f"OLLAMA_HOST is {each.root}, which is this proxy itself: passed over" for each in ourselves),
+            *(
+                outcome if isinstance(outcome, str) else f"nothing answers at {each.root} ({each.named_by})"
+                for each, outcome in seen
+                if isinstance(outcome, str) or (outcome is None and each.named_by)
+            ),
         ),
-        named,
+        next((each.root for each, outcome in seen if each.named_by and outcome != other_proxy(each)), None),
     )
 
 

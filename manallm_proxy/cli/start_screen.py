@@ -56,8 +56,7 @@ def _providers(generation: Generation) -> Iterator[str]:
 
 def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterator[str]:
     """The target that serves, what is missing, and the others."""
-    filled = generation.catalog.filled(chain, needs_of(name))
-    usable = [(entry, now) for entry, now in zip(chain, filled, strict=True) if _serves(generation, now)]
+    usable, behind = _reached(generation, chain, name)
     if not usable:
         yield f"  {name:<16} -> nobody"
     else:
@@ -71,9 +70,39 @@ def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterat
         if provider.kind == "ollama" and wish and (lacks := missing(generation, wish, provider)):
             yield from wrapped(pad, lacks)
     others = ", ".join(str(now.target) for _, now in usable[1:])
-    if others:
-        for line in wrapped(pad, f"then {others}"):
+    more = ", ".join(str(now.target) for now in behind)
+    for text in filter(
+        None,
+        (
+            others and f"then {others}",
+            more and f"a request ends there: fallback_on: [missing_model] would go on to {more}",
+        ),
+    ):
+        for line in wrapped(pad, text):
             yield _DIM.format(line) if dim else line
+
+
+def _reached(generation: Generation, chain: Chain, name: str) -> tuple[list[tuple[Entry, Entry]], list[Entry]]:
+    """The entries that requests would be sent to, as written and as filled, and those that none reaches: before them is
+    a model that its Ollama does not have, whose 404 goes to the caller."""
+    usable: list[tuple[Entry, Entry]] = []
+    behind: list[Entry] = []
+    ended = False
+    for written, now in zip(chain, generation.catalog.filled(chain, needs_of(name)), strict=True):
+        if not _serves(generation, now):
+            ended = ended or _ends(generation, now)
+        elif ended:
+            behind.append(now)
+        else:
+            usable.append((written, now))
+    return usable, behind
+
+
+def _ends(generation: Generation, entry: Entry) -> bool:
+    """Whether a request would be sent to `entry`, refused, and end with that."""
+    health, now = generation.registry.providers[entry.target.provider], generation.registry.clock()
+    reachable = not entry.target.is_open and health.is_usable(now) and not health.provider.failures
+    return reachable and entry.fallback_on.isdisjoint(("missing_model", "404"))
 
 
 def _serves(generation: Generation, entry: Entry) -> bool:
@@ -111,9 +140,7 @@ def _model(generation: Generation) -> str | None:
     aliases = generation.config.aliases
     names = [generation.config.default] if generation.config.default else []
     for name in (*names, *aliases):
-        if not needs_of(name) and any(
-            _serves(generation, e) for e in generation.catalog.filled(aliases[name], needs_of(""))
-        ):
+        if not needs_of(name) and _reached(generation, aliases[name], name)[0]:
             return name
     for provider in generation.providers:
         for entry in generation.catalog.filled(generation.resolve(f"{provider}/*"), needs_of("")):

@@ -89,7 +89,8 @@ def _why(row: Mapping[str, Any]) -> str:
     elif row.get("loaded") is not None:
         parts.append("loaded" if row["loaded"] else "not loaded")
     if row.get("queue"):
-        parts.append(f"a queue of {row['queue']}, expected wait {row.get('expected_wait')} s")
+        wait = f"{row['expected_wait']} s" if row.get("expected_wait") else "unknown"
+        parts.append(f"a queue of {row['queue']}, expected wait {wait}")
     return ", ".join(clean(part, None) for part in parts if part)
 
 

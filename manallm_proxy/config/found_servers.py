@@ -69,7 +69,7 @@ def address_of(url: str) -> str:
     except ValueError:
         return url
     host = parts.hostname or ""
-    host = "127.0.0.1" if is_loopback(host) else host
+    host = "127.0.0.1" if is_loopback(host) or host in ("0.0.0.0", "::") else host  # noqa: S104  # asked, not bound
     return f"{host}:{port}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 

@@ -64,10 +64,10 @@ class ClientKey:
         """The complete budget; None: no limit."""
         return self.budget.with_policy(self.on_budget) if self.budget is not None else None
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether it has a limit that each worker counts separately."""
-        return bool(self.requests_per_minute or self.tokens_per_minute or self.concurrent_requests)
+    def limits_per_worker(self, *, shared: bool) -> tuple[str, ...]:
+        """The limits that each worker counts separately. `shared`: those per minute are counted for all."""
+        per_minute = () if shared else ("requests_per_minute", "tokens_per_minute")
+        return tuple(name for name in (*per_minute, "concurrent_requests") if getattr(self, name))
 
 
 @frozen

@@ -19,6 +19,8 @@ from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import key_mistakes
 from manallm_proxy.config.model import Config, DiscoveredServer, Listen
+from manallm_proxy.config.own_address import MISTAKE as OWN_ADDRESS
+from manallm_proxy.config.own_address import is_own
 from manallm_proxy.config.places import located
 from manallm_proxy.config.pricing import priced
 from manallm_proxy.config.providers import Providers
@@ -144,6 +146,9 @@ def _load(
     providers = Providers(path.parent, timeouts, file.answers.limits, file.alias_prefix, mistakes)
     for name, given in file.providers.items():
         providers.add(name, given)
+    for name, made in providers.done.items():
+        if made.proxy is None and made.base_url is not None and is_own(listen, made.base_url):
+            mistakes.add(f"providers.{name}.base_url", OWN_ADDRESS)
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)
     given_aliases = _aliases_of(file, path, environ, mistakes)
     if beside := _unread_aliases(file, path):

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Final
 from urllib.parse import urlsplit
 
+from manallm_proxy.config.extras import how_to_install
 from manallm_proxy.config.values import HOST_WANTED, InvalidValue, is_host, text
 from manallm_proxy.config.yaml_file import Unset
 
@@ -38,7 +39,7 @@ def state_url(value: object) -> str | Unset:
         if port is not None and not 0 < int(port[1][:6]) <= 65535:
             raise InvalidValue("expected a port from 1 to 65535")
     if find_spec("redis") is None:
-        raise InvalidValue("needs a package that is not installed: pip install 'manallm-proxy[redis]'")
+        raise InvalidValue(f"needs a package that is not installed: {how_to_install('redis')}")
     return found
 
 

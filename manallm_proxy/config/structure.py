@@ -33,7 +33,8 @@ _MISTAKEN: Final = (InvalidValue, cattrs.BaseValidationError)
 
 
 _ADVICE: Final = {
-    ("ClientKey", "key"): "keys are not written here: run 'manallm-proxy hash-key', and give what it prints as sha256"
+    ("ClientKey", "key"): "keys are not written here: run 'manallm-proxy hash-key', and give what it prints as sha256",
+    ("ProxyFile", "workers"): "is given on the command line: manallm-proxy serve --workers N",
 }
 """By class and unknown key: what to do instead."""
 

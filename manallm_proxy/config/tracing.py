@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Final
 
+from manallm_proxy.config.extras import how_to_install
 from manallm_proxy.config.model import Traces
 from manallm_proxy.config.structure import Mistakes
 
@@ -15,7 +16,6 @@ OWN: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 """The full URL."""
 ALL: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """The base URL, without `PATH`."""
-_WANTED: Final = "needs OpenTelemetry: pip install 'manallm-proxy[otel]'"
 
 
 def traces_of(given: Traces, environ: Mapping[str, str], mistakes: Mistakes, notes: list[str]) -> Traces:
@@ -24,7 +24,7 @@ def traces_of(given: Traces, environ: Mapping[str, str], mistakes: Mistakes, not
     """
     if given.endpoint is not None:
         if not _is_installed():
-            mistakes.add("traces.endpoint", _WANTED)
+            mistakes.add("traces.endpoint", _wanted())
         return Traces(f"{given.endpoint.removesuffix(PATH)}{PATH}")
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
         return Traces()
@@ -34,11 +34,15 @@ def traces_of(given: Traces, environ: Mapping[str, str], mistakes: Mistakes, not
         if not url.startswith(("http://", "https://")):
             notes.append(f"traces: {name} is no URL with http:// or https://, so there are none")
         elif not _is_installed():
-            notes.append(f"traces: {name} is set, so they are wanted; that {_WANTED}")
+            notes.append(f"traces: {name} is set, so they are wanted; that {_wanted()}")
         else:
             return Traces(f"{url.rstrip('/')}{path}" if path else url)
         return Traces()
     return Traces()
+
+
+def _wanted() -> str:
+    return f"needs OpenTelemetry: {how_to_install('otel')}"
 
 
 def _is_installed() -> bool:

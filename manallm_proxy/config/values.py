@@ -274,8 +274,14 @@ def api_key(value: object) -> str | Unset:
     """A key that is valid in a header. `Unset` passes: it leaves the provider unconfigured."""
     if isinstance(value, Unset):
         return value
-    if re.fullmatch(r"[\x21-\x7e]+", found := text(value)) is None:
-        raise InvalidValue("is empty" if not found else "is no key: a key is visible ASCII without blanks")
+    if not (found := text(value)):
+        raise InvalidValue("is empty")
+    if re.match(r"\s*[Bb]earer\s", found):
+        raise InvalidValue("leave out 'Bearer', which the proxy adds itself")
+    if re.fullmatch(r"[\x21-\x7e]+", found) is None:
+        around = re.fullmatch(r"[\x21-\x7e]+", found.strip()) is not None
+        kept = "has a blank or a line end around it: leave that out"
+        raise InvalidValue(kept if around else "is no key: a key is visible ASCII without blanks")
     return found
 
 

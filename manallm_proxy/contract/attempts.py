@@ -97,6 +97,10 @@ class LocalUnavailable(NoProvider):
 
     code = "local_unavailable"
 
+    def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
+        super().__init__(asked, attempts, again_in)
+        self.message += "; it has to stay at providers with 'local: true'"
+
 
 def exhausted(
     asked: str,

@@ -20,7 +20,12 @@ class Amount:
     unit: Unit
 
     def __str__(self) -> str:
-        return f"{self.number:,.15g} {self.unit}"
+        return f"{written_out(self.number)} {self.unit}"
+
+
+def written_out(number: float, digits: int = 9) -> str:
+    """``12,345``, ``0.00003``: without an exponent, and without more digits than it has."""
+    return f"{number:,.{digits}f}".rstrip("0").rstrip(".")
 
 
 @frozen

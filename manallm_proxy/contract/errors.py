@@ -214,6 +214,20 @@ class Overloaded(ProxyError):
     code = "overloaded"
 
 
+class LoopDetected(ProxyError):
+    """The request has passed too many proxies of this kind: some of them ask each other in a circle."""
+
+    status = 502
+    type = "provider_error"
+    code = "loop_detected"
+
+    def __init__(self, hops: int) -> None:
+        super().__init__(
+            f"this request has passed {hops} manallm-proxies, so some of them ask each other in a circle; whoever runs "
+            "them can take one out of the other's chain"
+        )
+
+
 class ShuttingDown(ProxyError):
     """The drain ended before the answer did."""
 

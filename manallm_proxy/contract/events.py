@@ -218,11 +218,12 @@ class ResidentsUnreadable:
 
 @frozen
 class StateChanged:
-    """The shared state's server failed, or works again. ``server``: its URL without a password."""
+    """A server that requests do without failed, or works again. ``server``: its URL without a password."""
 
     server: str
     is_well: bool
     detail: str | None = None
+    of: Literal["shared state", "traces"] = "shared state"
 
 
 @frozen

@@ -173,10 +173,11 @@ class Caller:
     def require(self, *names: str) -> None:
         """Raises ModelNotAllowed if the key allows none of the `names`, which all mean the same model."""
         if not any(map(self.may_use, names)):
+            which = f"may not use this model, only: {', '.join(self.key.models)}; GET /v1/models lists them, and"
+            if not self.key.models:
+                which = "may use no model;"
             raise ModelNotAllowed(
-                f"key '{self.key.name}' may not use this model, only: {', '.join(self.key.models) or 'none'}; "
-                "GET /v1/models lists them, and whoever runs this proxy can allow more",
-                param="model",
+                f"key '{self.key.name}' {which} whoever runs this proxy can allow more", param="model"
             )
 
     def require_admin(self) -> None:

@@ -15,6 +15,7 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.hops import HEADER
 from manallm_proxy.gateway.request_plan import RequestPlan
 from manallm_proxy.gateway.trace_context import headers_for
 from manallm_proxy.openai.allocator import APART
@@ -38,6 +39,8 @@ class Dispatch:
     plan: RequestPlan
     for_operator: bool
     trace: Trace | None = None
+    hops: int = 0
+    """See `hops`."""
     notes: tuple[str, ...] = ()
     """`Call.notes` of the call as the latest target got it."""
 
@@ -108,6 +111,8 @@ class Dispatch:
         self.notes = call.notes
         if self.trace is not None:
             call = evolve(call, trace=headers_for(self.trace, entry.target))
+        if self.hops:
+            call = evolve(call, trace={**(call.trace or {}), HEADER: str(self.hops)})
         if self.plan.walk.log and self.for_operator and isinstance(provider, LoopbackProvider):
             call.advice = advice(self.generation, self.walk.chain, self.walk.log)
         return provider, call

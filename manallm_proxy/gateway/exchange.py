@@ -71,6 +71,7 @@ class Exchange:
     caller: Caller | None = None
     """The holder of its key; None if no key is required."""
     trace: Trace | None = None
+    hops: int = 0
     walk: Walk | None = None
     resolved: Entry | None = None
     usage: Usage | None = None
@@ -179,7 +180,8 @@ class Exchange:
             await asyncio.sleep(0)
         plan = plan_request(self.generation, call, self.caller, chain)
         self.walk = plan.walk
-        self._dispatch = dispatch = Dispatch(self.generation, call, plan, self.caller is None, self.trace, call.notes)
+        self._dispatch = dispatch = Dispatch(self.generation, call, plan, self.caller is None, self.trace)
+        dispatch.notes, dispatch.hops = call.notes, self.hops
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:

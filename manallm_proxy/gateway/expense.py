@@ -19,7 +19,7 @@ from typing import Final
 from attrs import field
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.budgets import Budget, Limit
+from manallm_proxy.contract.budgets import Budget, Limit, written_out
 from manallm_proxy.contract.errors import BudgetExceeded
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -133,7 +133,7 @@ class Expense:
 
     def _used(self, account: str, limit: Limit) -> str:
         number = self.generation.ledger.spent(account, limit).in_(limit)
-        return f"{account} has spent {number:.4g} of {limit}, which leaves too little"
+        return f"{account} has spent {written_out(number, 6)} of {limit}, which leaves too little"
 
     def _cost(self, entry: Entry, usage: Usage) -> Spend:
         price = self.generation.price_of(entry)

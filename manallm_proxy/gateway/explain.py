@@ -127,12 +127,13 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
         return generation.config.providers[target.provider].api_key_missing
     if skip.reason == "saturated" and not skip.detail:
         return f"{health.in_flight} requests in flight, max_concurrent is {health.max_concurrent}"
-    if skip.detail and (skip.again_in is None or skip.reason in ("saturated", "budget")):
+    rests = skip.reason == "unhealthy"
+    if skip.detail and not rests and (skip.again_in is None or skip.reason in ("saturated", "budget")):
         return skip.detail
     known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
     blamed = next((circuit for circuit in known if circuit.is_open and circuit.last_error), None)
     cause = skip.detail or (blamed.last_error if blamed is not None else None)
-    if blamed is health.provider and not skip.detail and health.unreached_why:
+    if blamed is health.provider and (rests or not skip.detail) and health.unreached_why:
         cause = f"{cause}: {health.unreached_why}"
     when = f"again in {skip.again_in:.0f} s" if skip.again_in is not None else "another request is trying it now"
     return f"{cause}; {when}" if cause else when
@@ -151,8 +152,13 @@ def _remark(generation: Generation, entry: Entry) -> str | None:
         return "not loaded yet: a request waits for it"
     if queue is not None and (waiting := queue.line.of(target.model).waiting):
         wait = queue.line.expected_wait(queue.line.of(target.model), now)
-        return f"a queue of {len(waiting)}, expected wait {wait:.1f} s"
+        known = f"{wait:.1f} s" if wait > 0 else "unknown"  # nothing has been answered from which to tell
+        return f"a queue of {len(waiting)}, expected wait {known}"
     lists = generation.config.providers[target.provider].kind != "loopback" and generation.catalog.knows(
         target.provider
     )
-    return f"{target.provider} does not list it" if lists and generation.catalog.find(target) is None else None
+    if not lists or generation.catalog.find(target) is not None:
+        return None
+    ends = entry.fallback_on.isdisjoint(("missing_model", "404"))
+    follows = "a 404 goes to the caller (fallback_on)" if ends else "a 404 leads to the next entry"
+    return f"{target.provider} does not list it: {follows}"

@@ -47,7 +47,7 @@ from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, in_turns, model_rows, model_sizes
-from manallm_proxy.gateway.route_table import Handler, Match, RouteTable, canonical_path
+from manallm_proxy.gateway.route_table import Handler, Match, RouteTable, base_url_advice, canonical_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.gateway.status_page import wants_html
@@ -73,8 +73,8 @@ DOORS: Final[dict[str, Door]] = {
 RESPONSES: Final = "/v1/responses"
 """The path of the one stateful door, of which each gateway makes its own."""
 _RESPONSE: Final = (f"{RESPONSES}/{{id}}", f"{RESPONSES.removeprefix('/v1')}/{{id}}")
-NOT_SERVED: Final = (
-    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
+SERVED: Final = (
+    "Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
     "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
     "/v1/audio/..., /v1/images/..., /v1/rerank, /v1/moderations; "
     "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json, "
@@ -82,6 +82,7 @@ NOT_SERVED: Final = (
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"
 )
+FOREIGN: Final = "web pages of this origin may not call: cors.origins does not name it"
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
 
@@ -187,7 +188,7 @@ class Gateway:
         if refused is not None:
             return self._refuse(request, refused, match)
         if match is None:
-            return self._refuse(request, UnknownRoute(NOT_SERVED), None)
+            return self._refuse(request, _unknown(request.path), None)
         handler = match.route.handler(request.method)
         if handler is None:
             return self._wrong_method(request, match)
@@ -211,7 +212,7 @@ class Gateway:
             if isinstance(address, tuple) and not is_allowed_host(host, str(address[0]), hosts):
                 return HostNotAllowed("this host is not served here; cors.hosts would have to name it")
         if headers.get("Sec-Fetch-Site") == "cross-site" and self.renderer.allowed_origin(request) is None:
-            return OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
+            return OriginNotAllowed(FOREIGN)
         return None
 
     def refusal(self, error: ProxyError) -> tuple[str, bytes]:
@@ -232,9 +233,13 @@ class Gateway:
             return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), match)
         if request.method == "POST" and match.route.name in _RESPONSE and (missing := not_offered(match.rest)):
             return self._refuse(request, missing, match)
+        if request.method == "POST" and base_url_advice(request.path):
+            return self._refuse(request, _unknown(request.path), match)
         allowed = ", ".join(match.route.methods)
         if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
             return self.renderer.empty(request, _preflight(request, allowed))
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return self._refuse(request, OriginNotAllowed(FOREIGN), match)
         response = self._refuse(request, MethodNotAllowed(f"this address takes {allowed} only"), match)
         response.headers["Allow"] = allowed
         return response
@@ -298,6 +303,11 @@ class Gateway:
         response = self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
         response.headers["X-Content-Type-Options"] = "nosniff"  # as on the page at the same address
         return response
+
+
+def _unknown(path: str) -> UnknownRoute:
+    advice = base_url_advice(path)
+    return UnknownRoute(f"this address is not served here{': ' if advice else ''}{advice}. {SERVED}")
 
 
 def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:

@@ -7,11 +7,13 @@ import asyncio
 from attrs import field
 
 from manallm_proxy.contract.door import Door
-from manallm_proxy.contract.errors import KeyRevoked, OriginNotAllowed, Overloaded, ProxyError
+from manallm_proxy.contract.errors import KeyRevoked, LoopDetected, OriginNotAllowed, Overloaded, ProxyError
 from manallm_proxy.contract.events import Crashed
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.credentials import key_of, request_id_of
 from manallm_proxy.gateway.exchange import Exchange
+from manallm_proxy.gateway.hops import MOST as MOST_HOPS
+from manallm_proxy.gateway.hops import hops_of
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
@@ -44,6 +46,7 @@ class Pipeline:
             generation = self.serving.generation
             id_, now = request_id_of(request), generation.registry.clock()
             exchange = Exchange(request, door, generation, self.renderer, id_, now, self.exchanges, self._take)
+            exchange.hops = hops_of(request.headers)
             if self.serving.traced:
                 exchange.trace = start_trace(request.headers)
             try:
@@ -91,6 +94,8 @@ class Pipeline:
             exchange.caller = generation.keyring.caller(key_of(request))
         elif "Origin" in request.headers and self.renderer.allowed_origin(request) is None:
             raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
+        if exchange.hops > MOST_HOPS:
+            raise LoopDetected(exchange.hops)
         if len(self.placed) >= (most := generation.config.limits.concurrent_requests):
             raise _full(most)
         if exchange.caller is None:

@@ -15,6 +15,7 @@ from manallm_proxy.contract.errors import (
     InvalidKey,
     KeyLimited,
     KeyRevoked,
+    LoopDetected,
     ProxyError,
 )
 from manallm_proxy.contract.provider_errors import KeyRejected, ProxyRefused
@@ -132,7 +133,7 @@ def is_worth_retrying(error: ProxyError) -> bool:
     """Whether an SDK's own retry helps soon enough: SDKs wait for ``Retry-After`` without telling their user."""
     if isinstance(error, NoProvider):
         return error.worth_retrying
-    if isinstance(error, KeyRejected | ProxyRefused | EmbeddingSpaceMismatch):
+    if isinstance(error, KeyRejected | ProxyRefused | EmbeddingSpaceMismatch | LoopDetected):
         return False
     if isinstance(error, KeyLimited) and error.retry_after is None:
         return False  # it is too large at any time

@@ -20,6 +20,20 @@ Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 
 _SLASHES: Final = re.compile(r"/{2,}")
 _REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
+_OPENAI: Final = "(?:chat/completions|completions|embeddings|responses)"
+_BASE_URLS: Final = tuple(
+    (re.compile(pattern), advice)
+    for pattern, advice in (
+        (rf"^(?:/v1)?/{_OPENAI}/{_OPENAI}/?$", "OpenAI's clients take a base URL that ends in /v1"),
+        (rf"^/api(?:/v1)?/{_OPENAI}/?$", "OpenAI's clients take a base URL that ends in /v1"),
+        (r"^(?:/v1)?/messages(?:/v1)?/messages/?$", "Anthropic's clients take a base URL without a path"),
+        (r"^/(?:v1|api)/api/", "Ollama's clients take an address without a path"),
+        (
+            r":(?:(?:stream)?[gG]enerateContent|(?:batchE|e)mbedContents?|countTokens)$",
+            "Gemini's API; its models are, by OpenAI's",
+        ),
+    )
+)
 
 
 @define
@@ -100,6 +114,11 @@ class RouteTable:
                 if rest:
                     return Match(route, rest)
         return None
+
+
+def base_url_advice(path: str) -> str:
+    """What is wrong with the base URL of a client that asks for the unknown `path`; empty if that is not known."""
+    return next((advice for pattern, advice in _BASE_URLS if pattern.search(path)), "")
 
 
 def canonical_path(path: str) -> str:

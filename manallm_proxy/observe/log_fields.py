@@ -57,7 +57,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             name = "model chosen" if event.model is not None else "no model to choose"
             return "info", name, {**attrs.asdict(event), "needs": event.needs or None}
         case KeyWasRejected():
-            advice = f"check the api_key of provider '{event.provider}' and reload"
+            when = "a reload reads api_key_file, a restart its variable"
+            advice = f"check the api_key of provider '{event.provider}': {when}"
             return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}
         case HealthChanged():
             level: Level = "warning" if event.now == "unhealthy" else "info"
@@ -74,6 +75,11 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case ResidentsUnreadable():
             todo = "it is asked as any other provider is: its loads are not watched"
             return "warning", "loaded models are not reported", {**attrs.asdict(event), "todo": todo}
+        case StateChanged(of="traces"):
+            if event.is_well:
+                return "info", "traces are taken again", {"server": event.server}
+            todo = "requests go on without them; a collector for OTLP over HTTP should answer there"
+            return "warning", "traces are lost", {"server": event.server, "todo": todo}
         case StateChanged():
             if event.is_well:
                 return "info", "shared state is back", {"server": event.server}

@@ -149,9 +149,9 @@ class Metrics:
                 self._add("worker_restarts_total", amount=event.again_in is not None)
             case ModelLoad():
                 self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
-            case StateChanged():
+            case StateChanged(of="shared state"):
                 self._add("state_changes_total", "well" if event.is_well else "away")
-            case PartialOffload() | ResidentsUnreadable():
+            case PartialOffload() | ResidentsUnreadable() | StateChanged():
                 pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | TlsNotVerified() | LifecycleChanged():
                 pass  # counted as attempts, or shown as gauges

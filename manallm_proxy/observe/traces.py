@@ -10,17 +10,18 @@ conventions moved to that repository, so the names are written out here. Attribu
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from attrs import field
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -65,18 +66,37 @@ class _GivenIds(IdGenerator):
         return self.span
 
 
+class _Exporter(OTLPSpanExporter):
+    """Reports whether the collector takes spans, when that changes; the library's own lines name neither."""
+
+    def __init__(self, endpoint: str, changed: Callable[[bool], None]) -> None:
+        super().__init__(endpoint)
+        self._changed, self._is_well = changed, True
+        logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export(spans)
+        if (is_well := result is SpanExportResult.SUCCESS) is not self._is_well:
+            self._is_well = is_well
+            self._changed(is_well)
+        return result
+
+
 @define(eq=False)
 class Traces:
     """An observer. ``endpoint``: the full URL. ``describe``: a provider's attributes, by its name.
+
+    ``changed`` is called in the SDK's thread: the collector takes no more spans (False), or takes them again.
 
     ``clock``: nanoseconds since the epoch.
     """
 
     endpoint: str
     describe: Callable[[str], Attributes]
+    changed: Callable[[bool], None] = lambda is_well: None
     clock: Callable[[], int] = time.time_ns
     _ids: _GivenIds = field(factory=_GivenIds)
-    _exporter: OTLPSpanExporter = field(init=False)
+    _exporter: _Exporter = field(init=False)
     _provider: TracerProvider = field(init=False)
     _tracer: Tracer = field(init=False)
 
@@ -84,7 +104,7 @@ class Traces:
         named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         ours = {"service.version": __version__, **({} if named else {"service.name": "manallm-proxy"})}
         self._provider = TracerProvider(resource=Resource.create(ours), id_generator=self._ids, shutdown_on_exit=False)
-        self._exporter = OTLPSpanExporter(self.endpoint)
+        self._exporter = _Exporter(self.endpoint, self.changed)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("manallm-proxy", __version__)
 

@@ -56,8 +56,14 @@ def cannot_listen(config: Config, error: OSError) -> str:
     if error.errno == errno.ENOTSOCK and config.listen.unix:
         what = "something that is no socket is there: move it, or choose another unix"
         return f"listen: cannot listen on {where}: {what}"
+    if error.errno == errno.ENOENT and config.listen.unix:
+        return f"listen: cannot listen on {where}: its folder is not there: make it, or choose another unix"
+    if error.errno == errno.EADDRNOTAVAIL:
+        what = "this machine has no such address now; 0.0.0.0 stands for all it has"
+        return f"listen: cannot listen on {where}: {what}"
     why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    ports = "; ports below 1024 are for root" if error.errno == errno.EACCES and 0 < config.listen.port < 1024 else ""
+    low = config.listen.unix is None and 0 < config.listen.port < 1024
+    ports = "; ports below 1024 are for root" if error.errno == errno.EACCES and low else ""
     return f"listen: cannot listen on {where}: {why}{ports}"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from attrs import field
 
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.events import Crashed
+from manallm_proxy.contract.events import Crashed, StateChanged
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.own_thread import in_thread
 from manallm_proxy.gateway.serving import Serving
@@ -51,7 +51,7 @@ class Tracing:
             try:
                 from manallm_proxy.observe.traces import Traces  # takes 0.1 s and 8 MB
 
-                self._traces = Traces(wanted, self._describe)
+                self._traces = Traces(wanted, self._describe, self._report(wanted))
             except Exception as error:  # the SDK rejects some values of its environment variables
                 self.observe(Crashed("traces", error))
             else:
@@ -73,6 +73,17 @@ class Tracing:
         task = asyncio.get_running_loop().create_task(_closed(traces))
         self._closing[task] = traces
         task.add_done_callback(self._closing.pop)
+
+    def _report(self, endpoint: str) -> Callable[[bool], None]:
+        """Reports in the loop what the exporter's thread finds out, as long as there is a loop."""
+        loop, parts = asyncio.get_running_loop(), urlsplit(endpoint)
+        server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+        def report(is_well: bool) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(self.observe, StateChanged(server, is_well, of="traces"))
+
+        return report
 
     def _describe(self, provider: str) -> Attributes:
         """A provider's span attributes."""

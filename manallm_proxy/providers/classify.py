@@ -253,7 +253,7 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
     # 6
     if words.intersection(_NO_MODEL) or status == 404 or (mistake is not None and mistake.kind == "model"):
         return MissingModel(
-            text or "the provider does not know this model, or its base_url is wrong",
+            text or "the provider does not know this model, or does not serve such requests, or its base_url is wrong",
             provider_status=404,
             provider_type=kind,
             provider_code=code,

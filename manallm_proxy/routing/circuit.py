@@ -170,9 +170,9 @@ class Circuit:
         """Why no request may pass now; None if one may."""
         if self.open_until is not None:
             if now < self.open_until:
-                return Skip("unhealthy", self.open_until - now)
+                return Skip("unhealthy", self.open_until - now, self.last_error)
             if self.on_trial:
-                return Skip("unhealthy")
+                return Skip("unhealthy", detail=self.last_error)
         if self.cooling_until is not None and now < self.cooling_until:
             return Skip("cooling", self.cooling_until - now, self.last_error)
         return None

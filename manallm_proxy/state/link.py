@@ -234,4 +234,12 @@ def _why(error: Exception, seconds: float | None = None) -> str:
         return f"no answer within {(BUDGET if seconds is None else seconds) * 1000:g} ms"
     if names & {"ConnectionError", "OSError"}:
         return "cannot be reached"
+    if names & {"RedisClusterException", "ClusterError"}:
+        return "is no cluster"
+    if names & {"InvalidResponse"}:
+        return "what answers there is no Redis"
+    if names & {"ResponseError"}:
+        if "DB index" in str(error):
+            return "refuses the number of the database"
+        return "does not know our commands: is it what the address says?"
     return type(error).__name__

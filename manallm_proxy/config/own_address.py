@@ -1,0 +1,51 @@
+"""Recognises the proxy's own address among those of its providers: one request would become thousands."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from manallm_proxy.config.model import Listen
+
+MISTAKE = "is this proxy's own address, so it would ask itself without end: give the address of the server behind it"
+
+
+def is_own(listen: Listen, url: str) -> bool:
+    """Whether a request to `url` certainly reaches a proxy that listens on `listen`.
+
+    Other addresses of this machine are not looked up, and a socket passed by systemd is not known here.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 80
+    except ValueError:
+        return False
+    if listen.unix is not None or parts.scheme != "http" or port != listen.port:
+        return False
+    reached, bound = _addresses(parts.hostname or ""), _addresses(listen.host)
+    everywhere = any(address in _ANY for address in bound)
+    return bool(reached & bound) or (everywhere and any(_is_here(address) for address in reached))
+
+
+_ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared, not bound
+_LOCALHOST = frozenset({"127.0.0.1", "::1"})
+
+
+def _addresses(host: str) -> frozenset[str]:
+    """The addresses that `host` stands for, as far as they are known without asking anybody."""
+    host = host.strip("[]").lower()
+    if host == "localhost":
+        return _LOCALHOST
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return frozenset({host})
+    address = getattr(address, "ipv4_mapped", None) or address
+    return frozenset({str(address)}) | (_LOCALHOST if str(address) in _ANY else frozenset())
+
+
+def _is_here(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

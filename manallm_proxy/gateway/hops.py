@@ -1,0 +1,21 @@
+"""Counts the manallm-proxies that a request has passed: two whose chains name each other would ask without end.
+
+The first one is known by its ``User-Agent``; from then on a header counts, which only such requests have.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from multidict import CIMultiDictProxy
+
+HEADER: Final = "X-Mana-LLM-Hops"
+MOST: Final = 8
+_NAME: Final = "manallm-proxy/"
+
+
+def hops_of(headers: CIMultiDictProxy[str]) -> int:
+    """How many proxies of this kind the request has passed. Anyone may send the header: it can only refuse."""
+    given = headers.get(HEADER, "")
+    before = int(given) if given.isascii() and given.isdigit() and len(given) < 4 else 0
+    return before + 1 if before or headers.get("User-Agent", "").startswith(_NAME) else 0
