@@ -51,8 +51,6 @@ from manallm_proxy.openai.large import LARGE_BYTES, free_aside, offload
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
 
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
 
 @define(eq=False)
 class Exchange:
@@ -261,7 +259,7 @@ class Exchange:
 
     def stream_writer(self, reply: Reply, *, beats: bool = True) -> StreamWriter:
         if self._writer is None:
-            headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
+            headers = {"Content-Type": reply.content_type, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             headers |= self.renderer.common_headers(self.request) | self.headers()
             timing = self.renderer.serving.timing_of(self.generation.config)
             self._writer = StreamWriter(self.request, headers, timing, reply.heartbeat if beats else bytes)
