@@ -95,6 +95,26 @@ async def test_words_of_a_refusal_in_a_text(words: str, tmp_path: Path) -> None:
                 assert len(seen.posts[-1].json["messages"]) == 2
 
 
+async def test_words_of_a_refusal_in_what_only_an_ollama_gets(tmp_path: Path) -> None:
+    """What its model thought, as its own clients send it back."""
+
+    async def ollama(connection: Connection, seen: Seen) -> None:
+        turns = seen.json["messages"]
+        if len(turns) > 3:
+            thoughts = " ".join(turn.get("thinking", "") for turn in turns)
+            await connection.reply({"error": f"at most 3 messages, but yours were {thoughts}"}, "400 Bad Request")
+        else:
+            await ollama_server(connection, seen)
+
+    thought = {**SAID, "thinking": "roles must alternate"}
+    async with upstream(each(ollama)) as up:
+        async with proxy(settings({"o": {"kind": "ollama", "base_url": up.url}}), tmp_path) as p:
+            asked = {"model": "o/m", "messages": [GO, GO, GO, thought, GO], "stream": False}
+            assert (await p.post("/api/chat", asked))[0] == 200
+            assert (await p.chat(model="o/m", messages=[GO, GO]))[0] == 200
+            assert len(up.posts[-1].json["messages"]) == 2
+
+
 def test_what_a_usual_history_may_have() -> None:
     """Keys of its own, signs that some writers escape, and words that are in all prompts."""
     texts = (

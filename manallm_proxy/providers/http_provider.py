@@ -34,7 +34,7 @@ from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.forms import Forms
 from manallm_proxy.providers.gathering import Parts, gather, joined
 from manallm_proxy.providers.length import cut_to
-from manallm_proxy.providers.message_masking import REQUEST_LIMIT, set_provider_message
+from manallm_proxy.providers.message_masking import compared, set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import redact_secrets
@@ -100,7 +100,7 @@ class HttpProvider:
         try:
             return await self._answer(call, entry, [joined(parts)], response.content_type)
         except ProviderError as error:
-            raise self.redacted(self.with_listed_status(error), call.body) from None
+            raise self.redacted(self.with_listed_status(error), compared(call)) from None
 
     async def _answer(self, call: Call, entry: Entry, body: list[bytes], content_type: str) -> Answer:
         """Decodes the answer, in a thread if it is large. `body`: a list of one, emptied to free it early."""
@@ -122,8 +122,7 @@ class HttpProvider:
         """See `provider.Provider`."""
         response = await self._post(call, entry, until)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        masking = call.body if len(call.body) <= REQUEST_LIMIT else b""  # see `message_masking`
-        return HttpStream(self, response, translator, masking, getattr(translator, "relayed", None))
+        return HttpStream(self, response, translator, compared(call), getattr(translator, "relayed", None))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -193,14 +192,15 @@ class HttpProvider:
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
-        raise self.redacted(self.with_listed_status(refusal), call.body)
+        raise self.redacted(self.with_listed_status(refusal), compared(call))
 
     def with_listed_status(self, error: ProviderError) -> ProviderError:
         """`error`, made retryable if its status is listed under ``extra_retryable_statuses``."""
         return as_retryable(error, self.address.name, self.extra_retryable_statuses)
 
     def redacted(self, error: ProviderError, asked: bytes) -> ProviderError:
-        """`error` without our keys, and with the provider's message masked for the log. `asked`: the request."""
+        """`error` without our keys, and with the provider's message masked for the log. `asked`: see
+        `message_masking.compared`."""
         error = redact_secrets(error, *self.address.secrets)
         set_provider_message(error, asked)
         return error
@@ -240,7 +240,7 @@ class HttpStream:
     _response: Response
     _translator: Translator
     _asked: bytes = field(repr=False)
-    """The request, or nothing if it is too large for `message_masking`."""
+    """See `message_masking.compared`."""
     _relayed: Callable[[bytes], bytes] | None
     """See `wire.Relays`."""
     _idle: float | None = None
