@@ -73,6 +73,27 @@ async def test_what_is_odd_of_one_caller(
         assert up.posts[-1].json["messages"] == usual
 
 
+@pytest.mark.parametrize("member", ["reasoning", "annotations"])
+@pytest.mark.parametrize("text", [r"an unknown \"%s\"", r"an unknown \u0027%s\u0027", "%s", "%s: it is unknown"])
+async def test_a_members_name_in_quotes(text: str, member: str, tmp_path: Path) -> None:
+    """Of the text, whichever way they are written, or of a server that quotes a text."""
+    usual = [GO, {**SAID, "reasoning_content": "Hm.", "refusal": None, "annotations": []}, GO]
+    key = "annotations" if member == "annotations" else "reasoning_content"
+
+    def refuses(asked: Any) -> str:
+        first = asked["messages"][0]["content"]
+        has_key = any(key in message for message in asked["messages"])
+        return f"unsupported value: '{first}'" if first != "go" and has_key else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        odd = json.dumps(usual).replace("go", text % member, 1)
+        body = f'{{"model":"p/m","messages":{odd}}}'.encode()
+        told = await raw_post(p.port, "/v1/chat/completions", body)
+        assert told.startswith(b"HTTP/1.1 200") or len(up.posts) == 1
+        assert (await p.chat(model="p/m", messages=usual))[0] == 200
+        assert up.posts[-1].json["messages"] == usual
+
+
 @pytest.mark.parametrize("words", ["roles must alternate", r"roles \u006dust alternate", r"roles must\u0020alternate"])
 async def test_words_of_a_refusal_in_a_text(words: str, tmp_path: Path) -> None:
     """Whichever way they are written; and to whichever kind of provider."""

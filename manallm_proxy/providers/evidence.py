@@ -20,14 +20,16 @@ from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
 
 TOP_K: Final = "top_k"
 _NO_KEY: Final = rb"(?!\"\s*:)"
+_QUOTED: Final = rb"(?:['`\\.\"]|\\u0027)(?:%b)(?:['`\\:]|\"(?!\s*:))"
+"""In quotes of a text, where they are escaped or not, or a text that begins or ends with it; but not a key."""
 LEARNED: Final = {
     TURNS: rb"unexpected role",
     ALTERNATE: rb"(?:must|should) alternate",
     ONE_SYSTEM: rb"system message must be",
     IDS: rb"call id was|string (?:too long|should)",
-    REASONING: rb"reasoning_(?:content|details)%b|['`\\.]reasoning['`\\:\"]|\"reasoning\"(?!\s*:)" % _NO_KEY,
+    REASONING: rb"reasoning_(?:content|details)%b|%b" % (_NO_KEY, _QUOTED % b"reasoning"),
     SIGNATURES: rb"extra_content%b" % _NO_KEY,
-    EXTRAS: rb"['`\\.](?:annotations|audio|function_call|images|refusal)['`\\\"]|not a string: null",
+    EXTRAS: rb"%b|not a string: null" % (_QUOTED % b"annotations|audio|function_call|images|refusal"),
     **dict.fromkeys(
         NEEDED,
         rb"must be passed back|reasoning(?!(?:_content)?\"\s*:)[^{}]{0,160}is missing|missing.{1,24}reasoning_content%b"
