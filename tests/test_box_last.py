@@ -23,7 +23,9 @@ UNAVAILABLE = ("unconfigured", "unhealthy", "cooling", "budget", "loopback")
 
 
 @asynccontextmanager
-async def house(why: str, tmp_path: Path, entry: dict[str, Any]) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
+async def house(
+    why: str, tmp_path: Path, entry: dict[str, Any], slots: int | None = 1, first_byte: float = 5
+) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
     """A box that answers one at a time, and behind it a cloud that cannot be asked now."""
 
     async def limited(connection: Connection, seen: Seen) -> None:
@@ -36,11 +38,12 @@ async def house(why: str, tmp_path: Path, entry: dict[str, Any]) -> AsyncIterato
         if "cold" not in entry:
             gpu.put("m")
         more: dict[str, Any] = {"api_key": "${NOT_SET}"} if why == "unconfigured" else {}
-        providers = {"gpu": gpu.provider(parallel=1), "cloud": openai(cloud.url, **more)}
+        providers = {"gpu": gpu.provider(parallel=slots), "cloud": openai(cloud.url, **more)}
         if why == "loopback":
             providers["cloud"] = {"kind": "loopback"}
         behind = {"target": "cloud/m", "price": {"input": 1, "output": 1}}
-        config = settings(providers, [{"target": "gpu/m", **entry}, behind])
+        times = {"first_byte": first_byte}
+        config = settings(providers, [{"target": "gpu/m", **entry}, behind], timeouts=times)
         if why == "budget":
             config["aliases"]["mana/test"] |= {"budget": {"day": "1 USD"}, "on_budget": "local"}
         if why == "unhealthy":
@@ -128,3 +131,31 @@ async def test_one_that_cannot_see_does_not_count(tmp_path: Path) -> None:
             (200, "gpu/m")
         ] * 2
         assert cloud.posts == []
+
+
+@pytest.mark.parametrize("why", ["unconfigured", "", "alone"])
+async def test_one_that_was_sent_to_learn_the_slots_comes_back(why: str, tmp_path: Path) -> None:
+    """The box has one, and its answer takes longer than another one may wait for its first byte. That was 503, and
+    counted against the model. It is still the next one."""
+    async with house(why, tmp_path, {"max_wait": 0.1}, slots=None, first_byte=1.5) as (p, gpu, cloud):
+        gpu.slots = 1
+        gpu.ends.clear()
+        line, named = p.app.gateway.generation.local.queues["gpu"].line.of("m"), {"model": "mana/test"}
+        if why == "alone":
+            named = {"model": "gpu/m"}
+        first = asyncio.ensure_future(p.stream(**named))
+        await until(lambda: line.slots.trial_timeout())
+        second = asyncio.ensure_future(p.stream(**named, seed=2))
+        await until(lambda: len(gpu.chats) == 2)
+        if why == "":  # it was not the last one when that was sent
+            health = p.app.gateway.generation.registry.providers["cloud"]
+            health.provider.open_until = asyncio.get_running_loop().time() + 600
+        third = asyncio.ensure_future(p.stream(**named, seed=3))
+        await until(lambda: queue_of(p) == 2)
+        gpu.ends.set()
+        results = await asyncio.gather(first, second, third)
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [(200, "gpu/m")] * 3
+        seeds = [seen.json.get("options", {}).get("seed") for seen in gpu.chats]
+        assert (seeds, cloud.posts, queue_of(p)) == ([None, 2, 2, 3], [], 0)
+        target = (await p.get("/v1/health"))[1]["providers"]["gpu"]["targets"]["m"]
+        assert (target["last_error"], target["slots"]) == (None, 1)

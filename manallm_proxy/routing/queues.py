@@ -47,10 +47,20 @@ class Queue:
             return None
         return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
 
-    def enter(self, entry: Entry, last: bool, size: int, streams: bool, pictures: Pictures | None = None) -> Turn:
+    def enter(
+        self,
+        entry: Entry,
+        last: bool,
+        size: int,
+        streams: bool,
+        pictures: Pictures | None = None,
+        *,
+        again: bool = False,
+    ) -> Turn:
         """A request's place in line: served if there is room, else waiting, see `wait_for_turn`.
 
-        `last`: `entry` ends its chain; `size`: bytes without `pictures`; `streams`: its first content can be observed.
+        `last`: `entry` ends its chain; `size`: bytes without `pictures`; `streams`: its first content can be observed;
+        `again`: see `Turn`.
         """
         if self.health.provider.recoveries != self._recoveries:
             self._recoveries = self.health.provider.recoveries
@@ -58,7 +68,7 @@ class Queue:
             self.on_back()
         line, now = self.line.of(entry.target.model), self.clock()
         until = None if last else now + entry.max_wait
-        turn = Turn(line, line.pace.seconds(size, pictures), streams, size, pictures, until)
+        turn = Turn(line, line.pace.seconds(size, pictures), streams, size, pictures, until, again)
         self.line.enter(turn, now)
         return turn
 
