@@ -62,7 +62,8 @@ def is_for_all(call: Call, what: str) -> bool:
     if holds(call.body, _PATTERNS[what]):
         return False
     if (number := _NUMBERS.get(what)) is not None:
-        return number.fullmatch(call.body[slice(*call.summary.spans[what])]) is not None
+        asked = call.body[slice(*call.summary.spans[what])].rstrip(b" ")  # after digits that were cut
+        return number.fullmatch(asked) is not None
     span = call.summary.spans.get("messages")
     if span is None or what not in (REASONING, EXTRAS, SIGNATURES):
         return True
