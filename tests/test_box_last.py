@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.ledger import Spend
 from tests.ollama_box import Box, box
 from tests.proxy import Proxy, openai, proxy, settings
@@ -159,3 +160,27 @@ async def test_one_that_was_sent_to_learn_the_slots_comes_back(why: str, tmp_pat
         assert (seeds, cloud.posts, queue_of(p)) == ([None, 2, 2, 3], [], 0)
         target = (await p.get("/v1/health"))[1]["providers"]["gpu"]["targets"]["m"]
         assert (target["last_error"], target["slots"]) == (None, 1)
+
+
+@pytest.mark.parametrize("why", ["unconfigured", ""])
+@pytest.mark.parametrize("of", ["server", "model"])
+async def test_a_box_that_is_known_to_be_away_is_not_waited_for(why: str, of: str, tmp_path: Path) -> None:
+    """Each that waited was sent when its turn came, and found out for itself: of a box that was switched off, the
+    twelfth after 36 s. Where somebody else can be asked, that does not take ``max_wait`` either."""
+    async with house(why, tmp_path, {"max_wait": 0.05 if why else 600}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        more = [asyncio.ensure_future(p.chat()) for _ in range(3)]
+        await until(lambda: queue_of(p) == 3)
+        health, now = p.app.gateway.generation.registry.providers["gpu"], asyncio.get_running_loop().time()
+        circuit = health.provider if of == "server" else health.targets.setdefault("m", Circuit())
+        circuit.open_until = now + 600
+        for status, body, headers in await asyncio.gather(*more):
+            if why:
+                assert (status, [each["reason"] for each in body["error"]["attempts"]]) == (503, ["unhealthy", why])
+            else:
+                assert (status, headers[RESOLVED], headers["x-mana-llm-attempts"]) == (200, "cloud/m", "1")
+        assert (queue_of(p), len(gpu.chats), len(cloud.posts)) == (0, 1, 0 if why else 3)
+        gpu.answers.set()
+        assert (await first)[2][RESOLVED] == "gpu/m"

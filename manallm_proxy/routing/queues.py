@@ -15,14 +15,15 @@ from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider_errors import QueueTimeout
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.circuit import Declined, Skip
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.line import Line, ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
 
 LOOK_AGAIN: Final = 1.0
-"""Seconds after which who waits at the last entry looks again whether another one can be asked by now."""
+"""Seconds after which who waits looks again: whether the server is still well, and at the last entry, whether another
+one can be asked by now."""
 
 
 @define(eq=False)
@@ -73,18 +74,24 @@ class Queue:
         return turn
 
     async def wait_for_turn(self, turn: Turn, entry: Entry, is_last: Callable[[Entry], bool]) -> None:
-        """Returns when `turn` is served. Raises QueueTimeout after ``max_wait``, once `entry` is not the last one.
+        """Returns when `turn` is served. Raises QueueTimeout after ``max_wait``, once `entry` is not the last one, and
+        Declined once its server or model is unhealthy: so many waiting ones would find that out one after the other.
 
         Which entry is the last that can be asked may change meanwhile. Cancelling it frees the place.
         """
         if turn.began_at is not None:
             return
-        served, began, is_first = _served(turn), self.clock(), True
+        served, began, left, stayed = _served(turn), self.clock(), entry.max_wait, False
         try:
-            while not (await asyncio.wait([served], timeout=entry.max_wait if is_first else LOOK_AGAIN))[0]:
+            while not (await asyncio.wait([served], timeout=min(left, LOOK_AGAIN)))[0]:
+                if (skip := _outage(self.health, entry.target.model, self.clock())) is not None:
+                    raise Declined(skip)
+                left -= LOOK_AGAIN
+                if left > 0:
+                    continue
                 if not is_last(entry):
-                    raise queue_timeout(entry, entry.max_wait if is_first else self.clock() - began)
-                turn.until, is_first = None, False
+                    raise queue_timeout(entry, self.clock() - began if stayed else entry.max_wait)
+                turn.until, left, stayed = None, LOOK_AGAIN, True
         except BaseException:
             self.line.leave(turn, self.clock(), answered=False)
             raise
@@ -116,6 +123,14 @@ class Queue:
 def queue_timeout(entry: Entry, seconds: float) -> QueueTimeout:
     """The error for a request that waited `seconds`."""
     return QueueTimeout(f"{entry.target} is busy with other requests", detail=f"waited {seconds:.3g} s")
+
+
+def _outage(health: Health, model: str, now: float) -> Skip | None:
+    """Why those who wait for `model` should not be sent; None also in a half-open circuit's time, for its trial."""
+    for circuit in (health.provider, health.targets.get(model)):
+        if circuit is not None and circuit.open_until is not None and now < circuit.open_until:
+            return circuit.refusal(now)
+    return None
 
 
 def _served(turn: Turn) -> asyncio.Future[None]:
