@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.contract.provider_errors import ProbeTimeout
 from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.ledger import Spend
 from tests.ollama_box import Box, box
@@ -184,3 +185,36 @@ async def test_a_box_that_is_known_to_be_away_is_not_waited_for(why: str, of: st
         assert (queue_of(p), len(gpu.chats), len(cloud.posts)) == (0, 1, 0 if why else 3)
         gpu.answers.set()
         assert (await first)[2][RESOLVED] == "gpu/m"
+
+
+@pytest.mark.parametrize("why", ["unconfigured", ""])
+async def test_nor_for_a_load(why: str, tmp_path: Path) -> None:
+    """That was `load_timeout` (5 min) at a box that was switched off, though the next entry could be asked."""
+    async with house(why, tmp_path, {"cold": "wait"}) as (p, gpu, cloud):
+        gpu.slow = {"m"}
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+        await until(lambda: gpu.begun == ["m"])
+        circuit = p.app.gateway.generation.registry.providers["gpu"].provider
+        circuit.open_until = asyncio.get_running_loop().time() + 600
+        results = await asyncio.gather(*asking)
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [
+            (503, None) if why else (200, "cloud/m")
+        ] * 2
+        assert (gpu.aborted, len(cloud.posts)) == ([], 0 if why else 2)
+        gpu.finish("m")
+
+
+async def test_one_that_is_only_slow_to_list_its_models_is_waited_for(tmp_path: Path) -> None:
+    """Perhaps since it is busy with those before them; who comes later is not sent there."""
+    async with house("unconfigured", tmp_path, {"max_wait": 0.05}) as (p, gpu, _):
+        gpu.answers.clear()
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+        await until(lambda: queue_of(p) == 1)
+        health = p.app.gateway.generation.registry.providers["gpu"]
+        for _ in range(2):
+            health.probed(ProbeTimeout("slow"), asyncio.get_running_loop().time())
+        assert (await p.chat())[1]["error"]["attempts"][0]["reason"] == "unhealthy"
+        await asyncio.sleep(1.2)  # it has looked again
+        assert queue_of(p) == 1
+        gpu.answers.set()
+        assert [status for status, _, _ in await asyncio.gather(*asking)] == [200, 200]

@@ -147,7 +147,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             if queue is None:
                 return await ask(entry)
             if self._ready is not entry:
-                await self.local.boxes.loaded(entry)
+                await queue.while_well(entry, self.local.boxes.loaded(entry))
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
             is_free = self.local.workers is None and queue.line.of(entry.target.model).is_idle
             turn = queue.enter(entry, is_free or is_last(entry), size, streams, self._pictures)

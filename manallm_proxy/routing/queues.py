@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
 from attrs import field
 
@@ -83,9 +83,7 @@ class Queue:
             return
         served, began, left, stayed = _served(turn), self.clock(), entry.max_wait, False
         try:
-            while not (await asyncio.wait([served], timeout=min(left, LOOK_AGAIN)))[0]:
-                if (skip := _outage(self.health, entry.target.model, self.clock())) is not None:
-                    raise Declined(skip)
+            while not await self._is_done(served, entry, min(left, LOOK_AGAIN)):
                 left -= LOOK_AGAIN
                 if left > 0:
                     continue
@@ -95,6 +93,26 @@ class Queue:
         except BaseException:
             self.line.leave(turn, self.clock(), answered=False)
             raise
+
+    async def while_well(self, entry: Entry, waiting: Coroutine[Any, Any, None]) -> None:
+        """Waits for the end of `waiting`, which is for `entry`'s model. Raises what it raises, and Declined as
+        `wait_for_turn`."""
+        task = asyncio.ensure_future(waiting)
+        try:
+            while not await self._is_done(task, entry, LOOK_AGAIN):
+                pass
+        except BaseException:
+            task.cancel()
+            raise
+        task.result()
+
+    async def _is_done(self, awaited: asyncio.Future[None], entry: Entry, seconds: float) -> bool:
+        """Whether `awaited` is done within `seconds`. Raises Declined if it is not, and the server is unhealthy."""
+        if (await asyncio.wait([awaited], timeout=seconds))[0]:
+            return True
+        if (skip := _outage(self.health, entry.target.model, self.clock())) is not None:
+            raise Declined(skip)
+        return False
 
     def report_slots(self, slots: Mapping[str, int]) -> None:
         """See `Line.report`."""
@@ -126,8 +144,12 @@ def queue_timeout(entry: Entry, seconds: float) -> QueueTimeout:
 
 
 def _outage(health: Health, model: str, now: float) -> Skip | None:
-    """Why those who wait for `model` should not be sent; None also in a half-open circuit's time, for its trial."""
-    for circuit in (health.provider, health.targets.get(model)):
+    """Why those who wait for `model` should not be sent. None if only a trial may be, and if all that is known is that
+    the list of models is slow: so it may be of a server that is busy with those before them."""
+    circuits = [health.targets.get(model)]
+    if health.provider.witnessed or health.unlisted != "unclear":
+        circuits.append(health.provider)
+    for circuit in circuits:
         if circuit is not None and circuit.open_until is not None and now < circuit.open_until:
             return circuit.refusal(now)
     return None
