@@ -34,7 +34,7 @@ from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.forms import Forms
 from manallm_proxy.providers.gathering import Parts, gather, joined
 from manallm_proxy.providers.length import cut_to
-from manallm_proxy.providers.message_masking import compared, set_provider_message
+from manallm_proxy.providers.message_masking import compared, is_comparable, set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import redact_secrets
@@ -122,7 +122,8 @@ class HttpProvider:
         """See `provider.Provider`."""
         response = await self._post(call, entry, until)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        return HttpStream(self, response, translator, compared(call), getattr(translator, "relayed", None))
+        asked = call if is_comparable(call) else None
+        return HttpStream(self, response, translator, asked, getattr(translator, "relayed", None))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -239,8 +240,8 @@ class HttpStream:
     _provider: HttpProvider
     _response: Response
     _translator: Translator
-    _asked: bytes = field(repr=False)
-    """See `message_masking.compared`."""
+    _asked: Call | None = field(repr=False)
+    """What was asked, unless messages cannot be compared with it, see `message_masking`."""
     _relayed: Callable[[bytes], bytes] | None
     """See `wire.Relays`."""
     _idle: float | None = None
@@ -319,7 +320,7 @@ class HttpStream:
     def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
         """`batch` with `error` redacted; before the commit it may become retryable, afterwards the client gets it."""
         error = self._provider.with_listed_status(error) if self._idle is None else error
-        return evolve(batch, error=self._provider.redacted(error, self._asked))
+        return evolve(batch, error=self._provider.redacted(error, compared(self._asked)))
 
     def commit(self, idle: float) -> None:
         """See `provider.Stream`. Only time spent waiting for the provider counts, not for the client."""

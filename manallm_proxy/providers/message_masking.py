@@ -63,12 +63,14 @@ _VOCABULARY: Final = frozenset(
 )
 
 
-def compared(call: Call) -> bytes:
-    """The request that messages about `call` are compared with, all that a provider may get of it; empty: too long."""
-    if call.ollama and call.is_large:  # to write it would take long
-        return b""
-    body = with_own_fields(call).body
-    return body if len(body) <= REQUEST_LIMIT else b""
+def is_comparable(call: Call) -> bool:
+    """Whether messages about `call` can be compared with all that a provider may get of it, in a short time."""
+    return len(call.body) <= REQUEST_LIMIT and not (call.ollama and call.is_large)
+
+
+def compared(call: Call | None) -> bytes:
+    """The request that messages about `call` are compared with; empty if they cannot be (None: that is known)."""
+    return with_own_fields(call).body if call is not None and is_comparable(call) else b""
 
 
 def set_provider_message(error: ProviderError, body: bytes) -> None:
