@@ -32,7 +32,7 @@ LEARNED: Final = {
     EXTRAS: rb"%b|not a string: null" % (_QUOTED % b"annotations|audio|function_call|images|refusal"),
     **dict.fromkeys(
         NEEDED,
-        rb"must be passed back|reasoning(?!(?:_content)?\"\s*:)[^{}]{0,160}is missing|missing.{1,24}reasoning_content%b"
+        rb"must be passed back|reasoning(?:(?!reasoning)[^{}]){0,160}?is missing|missing.{1,24}reasoning_content%b"
         % _NO_KEY,
     ),
     OLDER: rb"max_tokens%b" % _NO_KEY,

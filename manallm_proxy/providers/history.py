@@ -44,7 +44,8 @@ _FOREIGN: Final = re.compile(
     re.IGNORECASE,
 )
 _MISSED: Final = re.compile(
-    rb"\breasoning(?:[_ ]content)?\b[^{}]{0,80}?(?:must be passed back|is missing)|missing\W{1,4}reasoning_content",
+    rb"\breasoning(?:[_ ]content)?\b(?:(?!reasoning)[^{}]){0,80}?(?:must be passed back|is missing)"
+    rb"|missing\W{1,4}reasoning_content",
     re.IGNORECASE,
 )
 _NO_THOUGHT: Final = msgspec.Raw(b'" "')

@@ -44,6 +44,8 @@ _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoi
 ERROR_LIMIT: Final = 64 * 1024
 _LONG_REFUSAL: Final = 8 * 1024
 """Above this many bytes, it takes a millisecond or more to find what a refusal is about."""
+_LONG_CALL: Final = 32 * 1024
+"""And above so many of a request, whether what was refused of it is refused of all: 250 KB take 5 ms."""
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
 _CONNECTS: Final = 0.9
@@ -185,7 +187,8 @@ class HttpProvider:
         forms, body = Forms(self.wire, call, entry), await self._refusal(response, until)
         await offload(call.is_large, forms.refused, request)
         del request  # which may be long
-        while again := await offload(call.is_large or len(body) > _LONG_REFUSAL, forms.next, response.status, body):
+        large = call.is_large or len(call.body) > _LONG_CALL
+        while again := await offload(large or len(body) > _LONG_REFUSAL, forms.next, response.status, body):
             response = await self._send(again, call, entry, until)
             if response.status == 200:
                 if forms.answered():
