@@ -13,6 +13,7 @@ import pytest
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.providers.evidence import LEARNED, is_for_all
+from manallm_proxy.providers.history import NEEDED
 from tests.histories import GO, HISTORY, PLAIN, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
@@ -150,6 +151,15 @@ def test_what_a_usual_history_may_have() -> None:
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
+
+
+@pytest.mark.parametrize("member", NEEDED.values())
+def test_a_member_that_says_of_itself_that_it_is_missing(member: str) -> None:
+    """As a server may quote it."""
+    body = json.dumps({"messages": [GO, {**SAID, member: "is missing"}, GO]}).encode()
+    _, spans = split_object(body)
+    call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
+    assert [is_for_all(call, what) for what in NEEDED] == [False, False]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])

@@ -103,6 +103,7 @@ class Queue:
                 pass
         except BaseException:
             task.cancel()
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio would log that
             raise
         task.result()
 
