@@ -12,6 +12,7 @@ import pytest
 
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.provider_errors import ProbeTimeout
+from manallm_proxy.routing import queues
 from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.ledger import Spend
 from tests.ollama_box import Box, box
@@ -165,9 +166,13 @@ async def test_one_that_was_sent_to_learn_the_slots_comes_back(why: str, tmp_pat
 
 @pytest.mark.parametrize("why", ["unconfigured", ""])
 @pytest.mark.parametrize("of", ["server", "model"])
-async def test_a_box_that_is_known_to_be_away_is_not_waited_for(why: str, of: str, tmp_path: Path) -> None:
+async def test_a_box_that_is_known_to_be_away_is_not_waited_for(
+    why: str, of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each that waited was sent when its turn came, and found out for itself: of a box that was switched off, the
-    twelfth after 36 s. Where somebody else can be asked, that does not take ``max_wait`` either."""
+    twelfth after 36 s. Where somebody else can be asked, that does not take ``max_wait`` either. One that has failed at
+    once, as where a runner crashed, may serve the next one."""
+    monkeypatch.setattr(queues, "LOOK_AGAIN", 0.05)
     async with house(why, tmp_path, {"max_wait": 0.05 if why else 600}) as (p, gpu, cloud):
         gpu.answers.clear()
         first = asyncio.ensure_future(p.chat())
@@ -176,7 +181,10 @@ async def test_a_box_that_is_known_to_be_away_is_not_waited_for(why: str, of: st
         await until(lambda: queue_of(p) == 3)
         health, now = p.app.gateway.generation.registry.providers["gpu"], asyncio.get_running_loop().time()
         circuit = health.provider if of == "server" else health.targets.setdefault("m", Circuit())
-        circuit.open_until = now + 600
+        circuit.last_error, circuit.open_until = "http_5xx", now + 600
+        await asyncio.sleep(0.2)  # they have looked again
+        assert queue_of(p) == 3
+        circuit.last_error = "connect_timeout" if of == "server" else "first_byte_timeout"
         for status, body, headers in await asyncio.gather(*more):
             if why:
                 assert (status, [each["reason"] for each in body["error"]["attempts"]]) == (503, ["unhealthy", why])
@@ -195,7 +203,7 @@ async def test_nor_for_a_load(why: str, tmp_path: Path) -> None:
         asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
         await until(lambda: gpu.begun == ["m"])
         circuit = p.app.gateway.generation.registry.providers["gpu"].provider
-        circuit.open_until = asyncio.get_running_loop().time() + 600
+        circuit.last_error, circuit.open_until = "connect_timeout", asyncio.get_running_loop().time() + 600
         results = await asyncio.gather(*asking)
         assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [
             (503, None) if why else (200, "cloud/m")
@@ -204,8 +212,11 @@ async def test_nor_for_a_load(why: str, tmp_path: Path) -> None:
         gpu.finish("m")
 
 
-async def test_one_that_is_only_slow_to_list_its_models_is_waited_for(tmp_path: Path) -> None:
+async def test_one_that_is_only_slow_to_list_its_models_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Perhaps since it is busy with those before them; who comes later is not sent there."""
+    monkeypatch.setattr(queues, "LOOK_AGAIN", 0.05)
     async with house("unconfigured", tmp_path, {"max_wait": 0.05}) as (p, gpu, _):
         gpu.answers.clear()
         asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
@@ -214,7 +225,7 @@ async def test_one_that_is_only_slow_to_list_its_models_is_waited_for(tmp_path: 
         for _ in range(2):
             health.probed(ProbeTimeout("slow"), asyncio.get_running_loop().time())
         assert (await p.chat())[1]["error"]["attempts"][0]["reason"] == "unhealthy"
-        await asyncio.sleep(1.2)  # it has looked again
+        await asyncio.sleep(0.2)  # it has looked again
         assert queue_of(p) == 1
         gpu.answers.set()
         assert [status for status, _, _ in await asyncio.gather(*asking)] == [200, 200]

@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.provider_errors import QueueTimeout
+from manallm_proxy.contract.provider_errors import ConnectTimeout, FirstByteTimeout, QueueTimeout, ReadTimeout
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.circuit import Declined, Skip
@@ -21,6 +21,9 @@ from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.line import Line, ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
 
+_SLOW: Final = (ConnectTimeout.reason, FirstByteTimeout.reason, ReadTimeout.reason)
+"""Failures of a server or a model that is away, or hangs. After others, such as a runner that crashed, the next request
+may be served."""
 LOOK_AGAIN: Final = 1.0
 """Seconds after which who waits looks again: whether the server is still well, and at the last entry, whether another
 one can be asked by now."""
@@ -75,7 +78,7 @@ class Queue:
 
     async def wait_for_turn(self, turn: Turn, entry: Entry, is_last: Callable[[Entry], bool]) -> None:
         """Returns when `turn` is served. Raises QueueTimeout after ``max_wait``, once `entry` is not the last one, and
-        Declined once its server or model is unhealthy: so many waiting ones would find that out one after the other.
+        Declined once its server or model is away: those who wait would find that out one after the other.
 
         Which entry is the last that can be asked may change meanwhile. Cancelling it frees the place.
         """
@@ -108,7 +111,7 @@ class Queue:
         task.result()
 
     async def _is_done(self, awaited: asyncio.Future[None], entry: Entry, seconds: float) -> bool:
-        """Whether `awaited` is done within `seconds`. Raises Declined if it is not, and the server is unhealthy."""
+        """Whether `awaited` is done within `seconds`. Raises Declined if it is not, and the server is away."""
         if (await asyncio.wait([awaited], timeout=seconds))[0]:
             return True
         if (skip := _outage(self.health, entry.target.model, self.clock())) is not None:
@@ -145,13 +148,13 @@ def queue_timeout(entry: Entry, seconds: float) -> QueueTimeout:
 
 
 def _outage(health: Health, model: str, now: float) -> Skip | None:
-    """Why those who wait for `model` should not be sent. None if only a trial may be, and if all that is known is that
-    the list of models is slow: so it may be of a server that is busy with those before them."""
+    """Why those who wait for `model` should not be sent, as each would find out slowly; None if only a trial may be, or
+    if all that is known is that the list of models is slow, as of a server that is busy with those before them."""
     circuits = [health.targets.get(model)]
     if health.provider.witnessed or health.unlisted != "unclear":
         circuits.append(health.provider)
     for circuit in circuits:
-        if circuit is not None and circuit.open_until is not None and now < circuit.open_until:
+        if circuit is not None and circuit.last_error in _SLOW and now < (circuit.open_until or now):
             return circuit.refusal(now)
     return None
 
