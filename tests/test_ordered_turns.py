@@ -175,6 +175,23 @@ async def test_ollama_with_what_its_model_thought(text: str, tmp_path: Path) -> 
             assert sent == [SYSTEM, told(text), thought, told("N"), GO]
 
 
+async def test_ollama_that_refuses_the_order_and_then_to_think(tmp_path: Path) -> None:
+    """Which the client has asked for itself: its mistake, and no failure of the model."""
+    thought = {"role": "assistant", "content": "B", "thinking": "Hm."}
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        words = refusal(seen.json) or ('"qwen" does not support thinking' if seen.json.get("think") else "")
+        assert words
+        await connection.reply({"error": words}, "400 Bad Request")
+
+    script = each(answered)
+    async with upstream(script) as up, proxy(settings({"p": {"kind": "ollama", "base_url": up.url}}), tmp_path) as p:
+        asked = {"model": "p/qwen", "stream": False, "messages": [SYSTEM, GO, thought, NOTE, GO], "think": "high"}
+        assert (await p.post("/api/chat", asked))[0] == 400
+        assert [seen.json["think"] for seen in up.posts] == ["high", "high"]
+        assert (await p.get("/v1/health"))[1]["status"] == "healthy"
+
+
 @pytest.mark.parametrize("model", ["gemma", "qwen"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_forced_call(model: str, stream: bool, tmp_path: Path) -> None:

@@ -243,7 +243,11 @@ class OllamaTranslator:
 
 def _ordered(call: Call, refused: frozenset[str] | set[str]) -> Call:
     """`call` without the orders of messages that are `refused`; itself if it has none of them."""
-    own = with_own_fields(call) if "messages" in call.ollama else call
+    messages = call.ollama.get("messages")  # in place of the body's, with what its model thought
+    if messages is None:
+        return without_members(call, refused)
+    own = with_own_fields(evolve(call, ollama={"messages": messages}))
+    own = evolve(own, ollama={key: value for key, value in call.ollama.items() if key != "messages"})
     changed = without_members(own, refused)
     return call if changed is own else changed
 
