@@ -85,9 +85,9 @@ class Simulation:
                 while worker.to:
                     self.read(worker)
 
-    def ask(self, number: int, model: str = "m", expected: float = 1.0) -> Turn:
+    def ask(self, number: int, model: str = "m", expected: float = 1.0, again: bool = False) -> Turn:
         worker = self.workers[number]
-        turn = Turn(worker.line.of(model), expected, True)
+        turn = Turn(worker.line.of(model), expected, True, again=again)
         worker.turns.append(turn)
         worker.line.enter(turn, self.now)
         return turn
@@ -98,6 +98,18 @@ class Simulation:
     def served(self) -> list[Turn]:
         turns = [turn for worker in self.workers.values() for turn in worker.turns]
         return [turn for turn in turns if turn.began_at is not None and not turn.ended]
+
+
+def test_one_that_was_taken_back_is_the_next_of_all_workers() -> None:
+    """See `test_line`."""
+    simulation = Simulation(1)
+    for number in (1, 2):
+        simulation.start(number)
+    turns = [simulation.ask(1), simulation.ask(2), simulation.ask(1, again=True)]
+    simulation.settle()
+    simulation.leave(1, turns[0])
+    simulation.settle()
+    assert [turn.began_at is not None for turn in turns] == [True, False, True]
 
 
 STEP = st.tuples(

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.contract.provider_errors import ProbeTimeout
+from manallm_proxy.routing import queues
+from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.ledger import Spend
 from tests.ollama_box import Box, box
 from tests.proxy import Proxy, openai, proxy, settings
@@ -23,7 +26,9 @@ UNAVAILABLE = ("unconfigured", "unhealthy", "cooling", "budget", "loopback")
 
 
 @asynccontextmanager
-async def house(why: str, tmp_path: Path, entry: dict[str, Any]) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
+async def house(
+    why: str, tmp_path: Path, entry: dict[str, Any], slots: int | None = 1, first_byte: float = 5
+) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
     """A box that answers one at a time, and behind it a cloud that cannot be asked now."""
 
     async def limited(connection: Connection, seen: Seen) -> None:
@@ -36,11 +41,12 @@ async def house(why: str, tmp_path: Path, entry: dict[str, Any]) -> AsyncIterato
         if "cold" not in entry:
             gpu.put("m")
         more: dict[str, Any] = {"api_key": "${NOT_SET}"} if why == "unconfigured" else {}
-        providers = {"gpu": gpu.provider(parallel=1), "cloud": openai(cloud.url, **more)}
+        providers = {"gpu": gpu.provider(parallel=slots), "cloud": openai(cloud.url, **more)}
         if why == "loopback":
             providers["cloud"] = {"kind": "loopback"}
         behind = {"target": "cloud/m", "price": {"input": 1, "output": 1}}
-        config = settings(providers, [{"target": "gpu/m", **entry}, behind])
+        times = {"first_byte": first_byte}
+        config = settings(providers, [{"target": "gpu/m", **entry}, behind], timeouts=times)
         if why == "budget":
             config["aliases"]["mana/test"] |= {"budget": {"day": "1 USD"}, "on_budget": "local"}
         if why == "unhealthy":
@@ -128,3 +134,98 @@ async def test_one_that_cannot_see_does_not_count(tmp_path: Path) -> None:
             (200, "gpu/m")
         ] * 2
         assert cloud.posts == []
+
+
+@pytest.mark.parametrize("why", ["unconfigured", "", "alone"])
+async def test_one_that_was_sent_to_learn_the_slots_comes_back(why: str, tmp_path: Path) -> None:
+    """The box has one, and its answer takes longer than another one may wait for its first byte. That was 503, and
+    counted against the model. It is still the next one."""
+    async with house(why, tmp_path, {"max_wait": 0.1}, slots=None, first_byte=1.5) as (p, gpu, cloud):
+        gpu.slots = 1
+        gpu.ends.clear()
+        line, named = p.app.gateway.generation.local.queues["gpu"].line.of("m"), {"model": "mana/test"}
+        if why == "alone":
+            named = {"model": "gpu/m"}
+        first = asyncio.ensure_future(p.stream(**named))
+        await until(lambda: line.slots.trial_timeout())
+        second = asyncio.ensure_future(p.stream(**named, seed=2))
+        await until(lambda: len(gpu.chats) == 2)
+        if why == "":  # it was not the last one when that was sent
+            health = p.app.gateway.generation.registry.providers["cloud"]
+            health.provider.open_until = asyncio.get_running_loop().time() + 600
+        third = asyncio.ensure_future(p.stream(**named, seed=3))
+        await until(lambda: queue_of(p) == 2)
+        gpu.ends.set()
+        results = await asyncio.gather(first, second, third)
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [(200, "gpu/m")] * 3
+        seeds = [seen.json.get("options", {}).get("seed") for seen in gpu.chats]
+        assert (seeds, cloud.posts, queue_of(p)) == ([None, 2, 2, 3], [], 0)
+        target = (await p.get("/v1/health"))[1]["providers"]["gpu"]["targets"]["m"]
+        assert (target["last_error"], target["slots"]) == (None, 1)
+
+
+@pytest.mark.parametrize("why", ["unconfigured", ""])
+@pytest.mark.parametrize("of", ["server", "model"])
+async def test_a_box_that_is_known_to_be_away_is_not_waited_for(
+    why: str, of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that waited was sent when its turn came, and found out for itself: of a box that was switched off, the
+    twelfth after 36 s. Where somebody else can be asked, that does not take ``max_wait`` either. One that has failed at
+    once, as where a runner crashed, may serve the next one."""
+    monkeypatch.setattr(queues, "LOOK_AGAIN", 0.05)
+    async with house(why, tmp_path, {"max_wait": 0.05 if why else 600}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        more = [asyncio.ensure_future(p.chat()) for _ in range(3)]
+        await until(lambda: queue_of(p) == 3)
+        health, now = p.app.gateway.generation.registry.providers["gpu"], asyncio.get_running_loop().time()
+        circuit = health.provider if of == "server" else health.targets.setdefault("m", Circuit())
+        circuit.last_error, circuit.open_until = "http_5xx", now + 600
+        await asyncio.sleep(0.2)  # they have looked again
+        assert queue_of(p) == 3
+        circuit.last_error = "connect_timeout" if of == "server" else "first_byte_timeout"
+        for status, body, headers in await asyncio.gather(*more):
+            if why:
+                assert (status, [each["reason"] for each in body["error"]["attempts"]]) == (503, ["unhealthy", why])
+            else:
+                assert (status, headers[RESOLVED], headers["x-mana-llm-attempts"]) == (200, "cloud/m", "1")
+        assert (queue_of(p), len(gpu.chats), len(cloud.posts)) == (0, 1, 0 if why else 3)
+        gpu.answers.set()
+        assert (await first)[2][RESOLVED] == "gpu/m"
+
+
+@pytest.mark.parametrize("why", ["unconfigured", ""])
+async def test_nor_for_a_load(why: str, tmp_path: Path) -> None:
+    """That was `load_timeout` (5 min) at a box that was switched off, though the next entry could be asked."""
+    async with house(why, tmp_path, {"cold": "wait"}) as (p, gpu, cloud):
+        gpu.slow = {"m"}
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+        await until(lambda: gpu.begun == ["m"])
+        circuit = p.app.gateway.generation.registry.providers["gpu"].provider
+        circuit.last_error, circuit.open_until = "connect_timeout", asyncio.get_running_loop().time() + 600
+        results = await asyncio.gather(*asking)
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [
+            (503, None) if why else (200, "cloud/m")
+        ] * 2
+        assert (gpu.aborted, len(cloud.posts)) == ([], 0 if why else 2)
+        gpu.finish("m")
+
+
+async def test_one_that_is_only_slow_to_list_its_models_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perhaps since it is busy with those before them; who comes later is not sent there."""
+    monkeypatch.setattr(queues, "LOOK_AGAIN", 0.05)
+    async with house("unconfigured", tmp_path, {"max_wait": 0.05}) as (p, gpu, _):
+        gpu.answers.clear()
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+        await until(lambda: queue_of(p) == 1)
+        health = p.app.gateway.generation.registry.providers["gpu"]
+        for _ in range(2):
+            health.probed(ProbeTimeout("slow"), asyncio.get_running_loop().time())
+        assert (await p.chat())[1]["error"]["attempts"][0]["reason"] == "unhealthy"
+        await asyncio.sleep(0.2)  # it has looked again
+        assert queue_of(p) == 1
+        gpu.answers.set()
+        assert [status for status, _, _ in await asyncio.gather(*asking)] == [200, 200]

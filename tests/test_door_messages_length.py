@@ -249,6 +249,28 @@ async def test_a_length_goes_under_the_name_that_a_server_knows(server: str, tmp
         assert up.posts[-1].json[other] == 9000
 
 
+@pytest.mark.parametrize("first", ["name", "length"])
+async def test_a_length_whose_name_and_number_are_refused(first: str, tmp_path: Path) -> None:
+    """Claude Code's to one of OpenAI's newer models: it was 400 for good, or three requests each time."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        length = max(seen.json.get(OLDER, 0), seen.json.get(NEWER, 0))
+        told = {"name": UNKNOWN["OpenAI"][1]} if OLDER in seen.json else {}
+        if length > 4096:
+            words = f"max_tokens is too large: {length}. This model supports at most 4096 completion tokens"
+            told["length"] = {"message": words}
+        if told:
+            await connection.reply({"error": told.get(first) or next(iter(told.values()))}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for posts in (3, 5):  # what a number may be is not learned
+            body = {"model": "p/m", "max_tokens": 32_000, "messages": [USER]}
+            assert (await p.post("/v1/messages", body))[0] == 200
+            assert (len(up.posts), up.posts[-1].json[NEWER]) == (posts, 4096)
+
+
 async def test_a_setting_that_chats_do_not_have(tmp_path: Path) -> None:
     """Anthropic's API and Ollama's have ``top_k``, and so have many servers, but not OpenAI's: the log notes it."""
 

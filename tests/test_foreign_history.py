@@ -20,6 +20,8 @@ from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
 from tests.waiting import until
 
+NOTED = ("reasoning left out", "signatures of calls left out", "ids of calls shortened")
+
 
 def groq(asked: Any) -> str:
     """One member at a time (janhq/jan issue 8136; hermes-agent pull request 38543 for the other one)."""
@@ -269,3 +271,22 @@ async def test_ids_that_are_too_long_for_openai(tmp_path: Path) -> None:
             sent = up.posts[-1].json["input"]
             assert sent == [GO, *[{**item, "call_id": sent[1]["call_id"]} for item in items[1:]]]
     assert len(up.posts) == 4
+
+
+async def test_the_log_says_what_was_changed_of_this_history(tmp_path: Path) -> None:
+    """Not all that its target is known to refuse: of ids alone, reasoning was said to be left out, too."""
+
+    def refuses(asked: Any) -> str:
+        if words := groq(asked):
+            return words
+        long = [call for message in asked["messages"] for call in message.get("tool_calls", ()) if call["id"] == "c1"]
+        return "Tool call id was c1 but must be a-z, A-Z, 0-9, with a length of 9." if long else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for history in (HISTORY, PLAIN):
+            assert (await p.chat(model="p/m", messages=history))[0] == 200
+        await until(lambda: p.log.getvalue().count('"event":"request"') == 2)
+        lines = [json.loads(line) for line in p.log.getvalue().splitlines() if '"event":"request"' in line]
+        reasoning, signatures, ids = (f"history: {what}" for what in NOTED)
+        assert set(lines[0]["notes"]) == {reasoning, signatures, ids}
+        assert lines[1]["notes"] == [ids]

@@ -94,9 +94,12 @@ async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp
             assert up.posts[-1].body == sent.replace(b"{", off, 1)
 
 
-@pytest.mark.parametrize("size", [100, 60_000])
-async def test_a_long_refusal_is_read_in_a_thread(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of 64 KiB takes 6 to 15 ms, whatever the request: a server that quotes prompts lets callers choose it."""
+@pytest.mark.parametrize(("size", "asked"), [(100, 100), (60_000, 100), (100, 60_000)])
+async def test_a_long_refusal_is_read_in_a_thread(
+    size: int, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 64 KiB takes 6 to 15 ms, whatever the request: a server that quotes prompts lets callers choose it. So it
+    is with one of a long request, in which its words are looked for."""
     threads: list[str] = []
     reshape = OpenAIWire.reshape
 
@@ -107,5 +110,6 @@ async def test_a_long_refusal_is_read_in_a_thread(size: int, tmp_path: Path, mon
     monkeypatch.setattr(OpenAIWire, "reshape", noted)
     async with upstream(each(strict(lambda asked: "no: " + "reasoning " * (size // 10), answers))) as gpu:
         async with proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
-            assert (await p.chat(model="gpu/m"))[0] == 400
-    assert [name.startswith("large") for name in threads] == [size > 1000]
+            messages = [{"role": "user", "content": "reasoning " * (asked // 10)}]
+            assert (await p.chat(model="gpu/m", messages=messages))[0] == 400
+    assert [name.startswith("large") for name in threads] == [size > 1000 or asked > 1000]

@@ -13,6 +13,7 @@ import pytest
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.providers.evidence import LEARNED, is_for_all
+from manallm_proxy.providers.history import NEEDED
 from tests.histories import GO, HISTORY, PLAIN, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
@@ -73,6 +74,27 @@ async def test_what_is_odd_of_one_caller(
         assert up.posts[-1].json["messages"] == usual
 
 
+@pytest.mark.parametrize("member", ["reasoning", "annotations"])
+@pytest.mark.parametrize("text", [r"an unknown \"%s\"", r"an unknown \u0027%s\u0027", "%s", "%s: it is unknown"])
+async def test_a_members_name_in_quotes(text: str, member: str, tmp_path: Path) -> None:
+    """Of the text, whichever way they are written, or of a server that quotes a text."""
+    usual = [GO, {**SAID, "reasoning_content": "Hm.", "refusal": None, "annotations": []}, GO]
+    key = "annotations" if member == "annotations" else "reasoning_content"
+
+    def refuses(asked: Any) -> str:
+        first = asked["messages"][0]["content"]
+        has_key = any(key in message for message in asked["messages"])
+        return f"unsupported value: '{first}'" if first != "go" and has_key else ""
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        odd = json.dumps(usual).replace("go", text % member, 1)
+        body = f'{{"model":"p/m","messages":{odd}}}'.encode()
+        told = await raw_post(p.port, "/v1/chat/completions", body)
+        assert told.startswith(b"HTTP/1.1 200") or len(up.posts) == 1
+        assert (await p.chat(model="p/m", messages=usual))[0] == 200
+        assert up.posts[-1].json["messages"] == usual
+
+
 @pytest.mark.parametrize("words", ["roles must alternate", r"roles \u006dust alternate", r"roles must\u0020alternate"])
 async def test_words_of_a_refusal_in_a_text(words: str, tmp_path: Path) -> None:
     """Whichever way they are written; and to whichever kind of provider."""
@@ -95,6 +117,26 @@ async def test_words_of_a_refusal_in_a_text(words: str, tmp_path: Path) -> None:
                 assert len(seen.posts[-1].json["messages"]) == 2
 
 
+async def test_words_of_a_refusal_in_what_only_an_ollama_gets(tmp_path: Path) -> None:
+    """What its model thought, as its own clients send it back."""
+
+    async def ollama(connection: Connection, seen: Seen) -> None:
+        turns = seen.json["messages"]
+        if len(turns) > 3:
+            thoughts = " ".join(turn.get("thinking", "") for turn in turns)
+            await connection.reply({"error": f"at most 3 messages, but yours were {thoughts}"}, "400 Bad Request")
+        else:
+            await ollama_server(connection, seen)
+
+    thought = {**SAID, "thinking": "roles must alternate"}
+    async with upstream(each(ollama)) as up:
+        async with proxy(settings({"o": {"kind": "ollama", "base_url": up.url}}), tmp_path) as p:
+            asked = {"model": "o/m", "messages": [GO, GO, GO, thought, GO], "stream": False}
+            assert (await p.post("/api/chat", asked))[0] == 200
+            assert (await p.chat(model="o/m", messages=[GO, GO]))[0] == 200
+            assert len(up.posts[-1].json["messages"]) == 2
+
+
 def test_what_a_usual_history_may_have() -> None:
     """Keys of its own, signs that some writers escape, and words that are in all prompts."""
     texts = (
@@ -109,6 +151,15 @@ def test_what_a_usual_history_may_have() -> None:
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
+
+
+@pytest.mark.parametrize("member", NEEDED.values())
+def test_a_member_that_says_of_itself_that_it_is_missing(member: str) -> None:
+    """As a server may quote it."""
+    body = json.dumps({"messages": [GO, {**SAID, member: "is missing"}, GO]}).encode()
+    _, spans = split_object(body)
+    call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
+    assert [is_for_all(call, what) for what in NEEDED] == [False, False]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])

@@ -38,6 +38,16 @@ def test_a_request_that_leaves_while_it_waits_frees_its_place() -> None:
     assert (b.began_at, c.began_at) == (None, 2.0)
 
 
+def test_one_that_was_taken_back_is_the_next() -> None:
+    """It had its turn, but was only sent to learn whether there is one more slot."""
+    line = Line(1)
+    a, b = entered(line, 1, 1)
+    back = Turn(line.of("m"), 1, again=True)
+    line.enter(back, 1.0)
+    line.leave(a, 2.0, answered=True)
+    assert (back.began_at, b.began_at, line.of("m").backlog) == (2.0, None, 1)
+
+
 def test_names_of_one_model_have_one_line() -> None:
     """As Ollama takes them."""
     line = Line(1)

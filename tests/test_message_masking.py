@@ -21,6 +21,7 @@ from manallm_proxy.providers.message_masking import (
 )
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.waiting import until
 
 KEY = "gsk-0123456789abcdef"
 PROMPT = "Please tell Xaver that the vault opens with 47114711471147114711, jalapeño, 密码在这里"
@@ -55,6 +56,20 @@ def test_what_is_left_of_a_message(text: str, wanted: str | None) -> None:
     """What the request holds is masked, however it is quoted; what a model said as well."""
     found = mask_request(text, json.dumps(BODY).encode())
     assert found == (wanted if wanted is None else wanted.replace("… …", "…"))
+
+
+@pytest.mark.parametrize(
+    "text", ["near 你好😀", r"near \u4f60\u597d\ud83d\ude00", r"near b'\xe4\xbd\xa0'", "near %E4%BD%A0"]
+)
+@pytest.mark.parametrize("prompt", ["你好😀", json.dumps({"q": "你好😀"}), "https://x/%E4%BD%A0"])
+def test_characters_that_either_of_them_encodes(prompt: str, text: str) -> None:
+    """Calls and their results are JSON inside of the request, which servers decode; some quote bytes."""
+    words = mask_request(text, json.dumps({"messages": [{"content": prompt}]}).encode())
+    assert words is not None and words.isascii() is False and set(words) <= set("near b'…")
+
+
+def test_words_of_servers_in_other_scripts_stay() -> None:
+    assert mask_request("模型 is overloaded", b'{"messages": []}') == "模型 is overloaded"
 
 
 @given(st.lists(st.text("abcdeXYZ019 äß密\n'\"", min_size=1, max_size=12), min_size=1, max_size=6), st.data())
@@ -118,3 +133,30 @@ async def test_the_log_line_of_a_failed_attempt_has_them(tmp_path: Path) -> None
         ["401", "404", "429", "500", "503", "500-inside", "500-event"], words
     )
     assert not [word for word in ("Xaver", "vault", "47114711471147114711", "jalape", "密", KEY) if word in text]
+
+
+async def ollama_fails(connection: Connection, seen: Seen) -> None:
+    """Quotes what it was sent; in a stream, inside of a 200."""
+    error = {"error": f"the runner died of {json.dumps(seen.json, ensure_ascii=False)}"}
+    if seen.json["stream"]:
+        await connection.head(content_type="application/x-ndjson")
+        await connection.chunk(json.dumps(error).encode() + b"\n")
+        await connection.end()
+    else:
+        await connection.reply(error, "500 Internal Server Error")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_only_an_ollama_gets_is_masked_too(stream: bool, tmp_path: Path) -> None:
+    """What its model thought, which is not in the request of any other provider, and settings of its own."""
+    thought = {"role": "assistant", "content": "x", "thinking": "Xaver opens the vault"}
+    asked = {"model": "o/m", "messages": [BODY["messages"][0], thought, BODY["messages"][0]], "stream": stream}
+    asked |= {"options": {"mirostat": "jalapeno"}, "keep_alive": "Yolanda"}
+    async with upstream(each(ollama_fails)) as up:
+        provider = {"kind": "ollama", "base_url": up.url, "client_options": True}
+        async with proxy(settings({"o": provider}), tmp_path) as p:
+            async with p.client.post(f"{p.url}/api/chat", json=asked) as response:
+                await response.read()
+            await until(lambda: "the runner died of" in p.log.getvalue())
+            assert not [word for word in ("Xaver", "vault", "jalapeno", "Yolanda") if word in p.log.getvalue()]
+            assert "Xaver opens the vault" in up.posts[-1].body.decode()

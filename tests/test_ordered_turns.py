@@ -11,7 +11,7 @@ import pytest
 from tests.histories import GO, PLAIN, TOOL_TURNS
 from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
-from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.upstreams import Connection, Seen, answers, completion, each, upstream
 from tests.waiting import until
 
 MUST = "After the optional system message, conversation roles must alternate user and assistant roles except for tool"
@@ -173,3 +173,46 @@ async def test_ollama_with_what_its_model_thought(text: str, tmp_path: Path) -> 
             assert len(up.posts) == requests
             sent = up.posts[-1].json["messages"]
             assert sent == [SYSTEM, told(text), thought, told("N"), GO]
+
+
+async def test_ollama_that_refuses_the_order_and_then_to_think(tmp_path: Path) -> None:
+    """Which the client has asked for itself: its mistake, and no failure of the model."""
+    thought = {"role": "assistant", "content": "B", "thinking": "Hm."}
+
+    async def answered(connection: Connection, seen: Seen) -> None:
+        words = refusal(seen.json) or ('"qwen" does not support thinking' if seen.json.get("think") else "")
+        assert words
+        await connection.reply({"error": words}, "400 Bad Request")
+
+    script = each(answered)
+    async with upstream(script) as up, proxy(settings({"p": {"kind": "ollama", "base_url": up.url}}), tmp_path) as p:
+        asked = {"model": "p/qwen", "stream": False, "messages": [SYSTEM, GO, thought, NOTE, GO], "think": "high"}
+        assert (await p.post("/api/chat", asked))[0] == 400
+        assert [seen.json["think"] for seen in up.posts] == ["high", "high"]
+        assert (await p.get("/v1/health"))[1]["status"] == "healthy"
+
+
+@pytest.mark.parametrize("model", ["gemma", "qwen"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_forced_call(model: str, stream: bool, tmp_path: Path) -> None:
+    """What is said about the tools, where a server cannot be told otherwise (``force_tools``), is a last message of the
+    system: with such a template each such request was 400."""
+    words = {"gemma": "go\n\nCall one of these functions.", "qwen": "Call one of these functions."}[model]
+
+    async def calls(connection: Connection, seen: Seen) -> None:
+        if told := refusal(seen.json):
+            await connection.reply({"error": {"message": f"Jinja Exception: {told}"}}, "400 Bad Request")
+        else:
+            await connection.reply(completion('{"name": "f", "arguments": {}}'))
+
+    async with upstream(each(calls)) as up:
+        provider = openai(up.url, options={"force_tools": "schema"})
+        async with proxy(settings({"p": provider}), tmp_path) as p:
+            tools = [{"type": "function", "function": {"name": "f"}}]
+            asked = {"model": f"p/{model}", "messages": [SYSTEM, GO], "tools": tools, "tool_choice": "required"}
+            for posts in (2, 3):  # from then on it is known
+                async with p.client.post(f"{p.url}/v1/chat/completions", json={**asked, "stream": stream}) as response:
+                    assert (response.status, b'"tool_calls"' in await response.read()) == (200, True)
+                *before, last = up.posts[-1].json["messages"]
+                assert (len(up.posts), before[0], last["role"]) == (posts, SYSTEM, "user")
+                assert last["content"].startswith(words)

@@ -221,7 +221,7 @@ def opened(connection: Connection, response: Response) -> tuple[HttpStream, Stre
     """A stream over `connection`, its client's end, and the client's transport."""
     provider = HttpProvider(Address("gpu", "http://gpu/v1"), OpenAIWire())
     translator = EventRelay(CALL, Entry(Target("gpu", "m")).target)
-    stream = HttpStream(provider, response, translator, CALL.body, translator.relayed)
+    stream = HttpStream(provider, response, translator, CALL, translator.relayed)
     client: Any = Side()
     request = make_mocked_request("POST", "/", transport=client)
     request.writer.output_size = 0  # a mock, where a connection's writer has a number

@@ -98,6 +98,7 @@ CALLERS: list[tuple[str, type[ProviderError]]] = [
         "While executing CallExpression at line 1: Error: Jinja Exception: roles must alternate user/model",
         RequestRejected,
     ),
+    ('Error rendering prompt with jinja template: "Conversation roles must alternate user/assistant"', RequestRejected),
     ('"prompt" must not be empty', RequestRejected),
     ('option "stop" must be of an array', RequestRejected),
     ('invalid format: "xml"; expected "json" or a valid JSON Schema object', RequestRejected),
@@ -131,6 +132,7 @@ REAL = [
     "The model produced output that does not match the expected peg-native format",
     'error parsing tool call: raw=\'{"x": "does not support tools"\', err=invalid character',
     "context shift is disabled",
+    'Error rendering prompt with jinja template: "Error: Parser Error: Expected closing statement token."',
     "cannot open /models/chat.gguf",
     "",
 ]

@@ -173,8 +173,9 @@ class Call:
 
     @property
     def length(self) -> int | None:
-        """``max_tokens`` if it may be reduced, else None."""
-        span = self.summary.spans.get("max_tokens") if self.cuts_length else None
+        """``max_tokens``, or what it is renamed to, if it may be reduced, else None."""
+        spans = self.summary.spans if self.cuts_length else {}
+        span = spans.get("max_tokens") or spans.get("max_completion_tokens")
         digits = self.body[slice(*span)] if span is not None else b""
         if not digits.isdigit():
             digits = digits.rstrip(b" ")  # in place of the digits of a larger number

@@ -7,6 +7,7 @@ as a call, piece by piece as it arrives.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from attrs import evolve, field
@@ -51,10 +52,13 @@ def schema_of_calls(tools: list[Fields]) -> Fields:
     return {**schema, "$defs": definitions} if definitions else schema
 
 
-def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
+def as_structured_output(
+    call: Call, model: str, asks_usage: bool, arranged: Callable[[list[Fields]], list[Any]] = lambda turns: turns
+) -> bytes:
     """A forced call's request for an OpenAI-compatible server: tools are described in the prompt, and form the format.
 
-    They are not sent as ``tools``, since llama-server refuses a format in combination with tools.
+    They are not sent as ``tools``, since llama-server refuses a format in combination with tools. `arranged`: makes the
+    messages fit the server's chat template, which may refuse a last one of the system.
     """
     asked = decoded(call.body)
     allowed = tool_choice(asked).allowed(function_tools(asked))
@@ -63,7 +67,7 @@ def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
     schema = {"name": "call", "schema": schema_of_calls(allowed), "strict": True}
     kept = {key: value for key, value in asked.items() if key not in _REPLACED}
     kept |= {"model": model, "response_format": {"type": "json_schema", "json_schema": schema}}
-    kept["messages"] = [*required(asked, "messages", list, ""), {"role": "system", "content": words}]
+    kept["messages"] = arranged([*required(asked, "messages", list, ""), {"role": "system", "content": words}])
     if asks_usage and call.summary.stream:
         kept["stream_options"] = {"include_usage": True}
     return encoder(call.is_large)(kept)

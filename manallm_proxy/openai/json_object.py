@@ -29,6 +29,8 @@ DecodeErrors: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Everything that msgspec raises on bad input."""
 
 _SLICE: Final = 64 * 1024
+_STEP: Final = 16 * 1024
+"""Bytes that a pattern is searched for in one call, which takes up to half a millisecond."""
 _SEARCHED: Final = 512 * 1024
 BOM: Final = b"\xef\xbb\xbf"
 _ESCAPE: Final = re.compile(
@@ -127,9 +129,9 @@ def positions(text: bytes, part: bytes, start: int = 0, end: int | None = None) 
 def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
     """Whether `pattern`, which matches at most a kilobyte, occurs in `text` (any bytes-like object)."""
     size = memoryview(text).nbytes
-    if size <= _SLICE:
+    if size <= _STEP:
         return pattern.search(text) is not None
-    return any(pattern.search(text, at, at + _SLICE + 1024) is not None for at in range(0, size, _SLICE))
+    return any(pattern.search(text, at, at + _STEP + 1024) is not None for at in range(0, size, _STEP))
 
 
 def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:

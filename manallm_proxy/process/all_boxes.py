@@ -123,6 +123,7 @@ class AllBoxes:
         each = line.of(entered.model)
         each.reported_slots = entered.slots
         turn = Turn(each, entered.expected, entered.streams, until=entered.until, number=entered.number)
+        turn.again = entered.again
         turn.on_turn = partial(self._served, worker, turn)
         self._turns[worker, entered.number] = entered.server, turn
         line.enter(turn, now)

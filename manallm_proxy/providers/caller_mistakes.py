@@ -3,7 +3,8 @@
 llama-server answers every ``std::runtime_error`` of its request parser with 500 (tools/server/server.cpp,
 ``ex_wrapper``; the texts are in server-common.cpp, server-context.cpp and common/chat.cpp). Ollama does so for
 options and, in 0.12, for schemas (server/routes.go, ``handleScheduleError``), and forwards the errors of the
-llama-server inside it. Counted as failures, two such requests would open the model's circuit for everybody.
+llama-server inside it. LM Studio reports what a chat template refuses inside of a stream (zed issue 45379, merged
+generic-copilot pull request 43). Counted as failures, two such requests would open the model's circuit for everybody.
 
 Each pattern matches at the start of the message: what follows may quote the request, or the model.
 """
@@ -54,6 +55,10 @@ _ROWS: Final[tuple[tuple[str, Mistake], ...]] = (
     (r"invalid (?:url value|url format|base64 value)|url must be base64 encoded", Mistake("request", "messages")),
     (r"failed to parse (?:messages|tool call arguments as json): ", Mistake("request", "messages")),
     (r"failed to parse tools: ", Mistake("request", "tools")),
+    (
+        r"error rendering prompt with jinja template: .{0,200}(?:roles must alternate|system message must be)",
+        Mistake("request", "messages"),
+    ),
     (r'"prompt" (?:is required|must not be empty|elements must be )', Mistake("request", "prompt")),
     (r"failed to tokenize prompt", Mistake("request", "prompt")),
     (r"model (?:'[^']{1,256}'|name=\S{1,256}) (?:is )?not found", Mistake("model", "model")),

@@ -20,17 +20,19 @@ from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
 
 TOP_K: Final = "top_k"
 _NO_KEY: Final = rb"(?!\"\s*:)"
+_QUOTED: Final = rb"(?:['`\\.\"]|\\u0027)(?:%b)(?:['`\\:]|\"(?!\s*:))"
+"""In quotes of a text, where they are escaped or not, or a text that begins or ends with it; but not a key."""
 LEARNED: Final = {
     TURNS: rb"unexpected role",
     ALTERNATE: rb"(?:must|should) alternate",
     ONE_SYSTEM: rb"system message must be",
     IDS: rb"call id was|string (?:too long|should)",
-    REASONING: rb"reasoning_(?:content|details)%b|['`\\.]reasoning['`\\:\"]|\"reasoning\"(?!\s*:)" % _NO_KEY,
+    REASONING: rb"reasoning_(?:content|details)%b|%b" % (_NO_KEY, _QUOTED % b"reasoning"),
     SIGNATURES: rb"extra_content%b" % _NO_KEY,
-    EXTRAS: rb"['`\\.](?:annotations|audio|function_call|images|refusal)['`\\\"]|not a string: null",
+    EXTRAS: rb"%b|not a string: null" % (_QUOTED % b"annotations|audio|function_call|images|refusal"),
     **dict.fromkeys(
         NEEDED,
-        rb"must be passed back|reasoning(?!(?:_content)?\"\s*:)[^{}]{0,160}is missing|missing.{1,24}reasoning_content%b"
+        rb"must be passed back|reasoning(?:(?!reasoning)[^{}]){0,160}?is missing|missing.{1,24}reasoning_content%b"
         % _NO_KEY,
     ),
     OLDER: rb"max_tokens%b" % _NO_KEY,
@@ -60,7 +62,8 @@ def is_for_all(call: Call, what: str) -> bool:
     if holds(call.body, _PATTERNS[what]):
         return False
     if (number := _NUMBERS.get(what)) is not None:
-        return number.fullmatch(call.body[slice(*call.summary.spans[what])]) is not None
+        asked = call.body[slice(*call.summary.spans[what])].rstrip(b" ")  # after digits that were cut
+        return number.fullmatch(asked) is not None
     span = call.summary.spans.get("messages")
     if span is None or what not in (REASONING, EXTRAS, SIGNATURES):
         return True

@@ -11,8 +11,9 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.providers.wire import Request, Wire
 
-RESHAPES: Final = 6
-"""How often one request is sent again in the form that a refusal asks for: servers name one field at a time."""
+RESHAPES: Final = 12
+"""How often one request is sent again in the form that a refusal asks for: as many fields and orders are known to be
+refused, and servers name one at a time."""
 _OF_THE_FORM: Final = (400, 422, 500)
 """Statuses of refusals that another form may mend; local servers answer 500 to some."""
 

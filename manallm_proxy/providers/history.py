@@ -24,7 +24,7 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import contains, decode, encode
 from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows
 from manallm_proxy.providers.length import is_unknown
-from manallm_proxy.providers.turns import ORDERS, ordered, refused_order
+from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, ORDERS, TURNS, ordered, refused_order
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
@@ -44,7 +44,8 @@ _FOREIGN: Final = re.compile(
     re.IGNORECASE,
 )
 _MISSED: Final = re.compile(
-    rb"\breasoning(?:[_ ]content)?\b[^{}]{0,80}?(?:must be passed back|is missing)|missing\W{1,4}reasoning_content",
+    rb"\breasoning(?:[_ ]content)?\b(?:(?!reasoning)[^{}]){0,80}?(?:must be passed back|is missing)"
+    rb"|missing\W{1,4}reasoning_content",
     re.IGNORECASE,
 )
 _NO_THOUGHT: Final = msgspec.Raw(b'" "')
@@ -72,12 +73,15 @@ _BEGUN: Final = {
 }
 _REMARKS: Final = {
     REASONING: "reasoning left out",
+    **dict.fromkeys(NEEDED, "blanks in place of reasoning that was not there"),
+    EXTRAS: "members of other answers left out",
     SIGNATURES: "signatures of calls left out",
     IDS: "ids of calls shortened",
-    EXTRAS: "members of other answers left out",
-    **ORDERS,
-    **dict.fromkeys(NEEDED, "blanks in place of reasoning that was not there"),
+    ONE_SYSTEM: ORDERS[ONE_SYSTEM],
+    TURNS: ORDERS[TURNS],
+    ALTERNATE: ORDERS[ALTERNATE],
 }
+"""What is done about each, in this order."""
 _SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
 _DIGITS: Final = string.digits + string.ascii_lowercase
 
@@ -126,10 +130,23 @@ def without_members(call: Call, refused: Collection[str]) -> Call:
     span = call.summary.spans.get("messages")
     if span is None or not any(contains(call.body, _BEGUN[what], *span) for what in refused):
         return call
-    changed = _changed(call, lambda row: _kept(row, refused), refused)
+    made: list[str] = []
+    changed = changed_rows(call, "messages", lambda rows: _mended(rows, refused, made))
     if changed is not call:
-        note_changes(call, *sorted(_REMARKS[what] for what in refused))
+        note_changes(call, *made)
     return changed
+
+
+def _mended(rows: list[Row], refused: Collection[str], made: list[str]) -> list[Row]:
+    """`rows` with one change after the other. Adds what was changed to `made`."""
+    for what in _REMARKS:
+        if what not in refused:
+            continue
+        after = ordered(rows, {what}) if what in ORDERS else [_kept(row, what) for row in rows]
+        if not are_same(after, rows):
+            made.append(_REMARKS[what])
+            rows = after
+    return rows
 
 
 def note_changes(call: Call, *changes: str) -> None:
@@ -142,15 +159,10 @@ def without_signatures(call: Call, refusal: bytes) -> Call:
     its calls get what stands in for a signature."""
     if _THOUGHT.search(refusal) is None:
         return without_members(call, (REASONING,))
-    changed = _changed(call, lambda row: _signed(_kept(row, (REASONING,))))
+    changed = changed_rows(call, "messages", lambda rows: [_signed(_kept(row, REASONING)) for row in rows])
     if changed is not call:
         note_changes(call, "signatures replaced")
     return changed
-
-
-def _changed(call: Call, change: Callable[[Row], Row], refused: Collection[str] = ()) -> Call:
-    """`call` with its messages as `change` returns them, in no order that is `refused`; itself if all are the same."""
-    return changed_rows(call, "messages", lambda rows: ordered([change(row) for row in rows], refused))
 
 
 def shortened(row: Row, key: str) -> Row:
@@ -162,26 +174,33 @@ def shortened(row: Row, key: str) -> Row:
     return row if short == id_ else {**row, key: msgspec.Raw(encode(short))}
 
 
-def _kept(row: Row, refused: Collection[str]) -> Row:
-    """What is left of a message."""
-    if REASONING in refused and _MEMBERS & row.keys():
-        row = {key: value for key, value in row.items() if key not in _MEMBERS}
-    for key in [NEEDED[what] for what in refused if what in NEEDED]:
-        if row.get("role") == _ASSISTANT and row.get(key, _NOTHING[0]) in _NOTHING:
-            row = {**row, key: _NO_THOUGHT}
-    if EXTRAS in refused and row.get("role") == _ASSISTANT and _BESIDE & row.keys():
-        row = _without_extras(row)
-    if IDS in refused:
-        row = shortened(row, _RESULT)
-    has_extra = SIGNATURES in refused and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS])
-    if has_extra or (IDS in refused and _CALLS in row and row[_CALLS] != msgspec.Raw(b"null")):
-        calls = read_rows(bytes(row[_CALLS]))
-        kept = [{key: value for key, value in call.items() if key != _EXTRA} if has_extra else call for call in calls]
-        if IDS in refused:
-            kept = [shortened(call, "id") for call in kept]
-        if not are_same(kept, calls):
-            row = {**row, _CALLS: msgspec.Raw(encode(kept))}
+def _kept(row: Row, refused: str) -> Row:
+    """What is left of a message, if one kind of its members is `refused`."""
+    if refused == REASONING and _MEMBERS & row.keys():
+        return {key: value for key, value in row.items() if key not in _MEMBERS}
+    if refused == EXTRAS and row.get("role") == _ASSISTANT and _BESIDE & row.keys():
+        return _without_extras(row)
+    if refused == IDS:
+        return _with_calls(shortened(row, _RESULT), lambda called: shortened(called, "id"))
+    if refused == SIGNATURES and _CALLS in row and _EXTRA.encode() in bytes(row[_CALLS]):
+        return _with_calls(row, _unsigned)
+    key = NEEDED.get(refused)
+    if key is not None and row.get("role") == _ASSISTANT and row.get(key, _NOTHING[0]) in _NOTHING:
+        return {**row, key: _NO_THOUGHT}
     return row
+
+
+def _with_calls(row: Row, change: Callable[[Row], Row]) -> Row:
+    """`row` with its tool calls changed; itself if all stay the same."""
+    if _CALLS not in row or row[_CALLS] == _NOTHING[0]:
+        return row
+    calls = read_rows(bytes(row[_CALLS]))
+    kept = [change(call) for call in calls]
+    return row if are_same(kept, calls) else {**row, _CALLS: msgspec.Raw(encode(kept))}
+
+
+def _unsigned(called: Row) -> Row:
+    return {key: value for key, value in called.items() if key != _EXTRA} if _EXTRA in called else called
 
 
 def _without_extras(row: Row) -> Row:

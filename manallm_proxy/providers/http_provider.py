@@ -34,7 +34,7 @@ from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.forms import Forms
 from manallm_proxy.providers.gathering import Parts, gather, joined
 from manallm_proxy.providers.length import cut_to
-from manallm_proxy.providers.message_masking import REQUEST_LIMIT, set_provider_message
+from manallm_proxy.providers.message_masking import compared, is_comparable, set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import redact_secrets
@@ -44,6 +44,8 @@ _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoi
 ERROR_LIMIT: Final = 64 * 1024
 _LONG_REFUSAL: Final = 8 * 1024
 """Above this many bytes, it takes a millisecond or more to find what a refusal is about."""
+_LONG_CALL: Final = 32 * 1024
+"""And above so many of a request, whether what was refused of it is refused of all: 250 KB take 5 ms."""
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
 _CONNECTS: Final = 0.9
@@ -100,7 +102,7 @@ class HttpProvider:
         try:
             return await self._answer(call, entry, [joined(parts)], response.content_type)
         except ProviderError as error:
-            raise self.redacted(self.with_listed_status(error), call.body) from None
+            raise self.redacted(self.with_listed_status(error), compared(call)) from None
 
     async def _answer(self, call: Call, entry: Entry, body: list[bytes], content_type: str) -> Answer:
         """Decodes the answer, in a thread if it is large. `body`: a list of one, emptied to free it early."""
@@ -122,8 +124,8 @@ class HttpProvider:
         """See `provider.Provider`."""
         response = await self._post(call, entry, until)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        masking = call.body if len(call.body) <= REQUEST_LIMIT else b""  # see `message_masking`
-        return HttpStream(self, response, translator, masking, getattr(translator, "relayed", None))
+        asked = call if is_comparable(call) else None
+        return HttpStream(self, response, translator, asked, getattr(translator, "relayed", None))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -185,7 +187,8 @@ class HttpProvider:
         forms, body = Forms(self.wire, call, entry), await self._refusal(response, until)
         await offload(call.is_large, forms.refused, request)
         del request  # which may be long
-        while again := await offload(call.is_large or len(body) > _LONG_REFUSAL, forms.next, response.status, body):
+        large = call.is_large or len(call.body) > _LONG_CALL
+        while again := await offload(large or len(body) > _LONG_REFUSAL, forms.next, response.status, body):
             response = await self._send(again, call, entry, until)
             if response.status == 200:
                 if forms.answered():
@@ -193,14 +196,15 @@ class HttpProvider:
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
-        raise self.redacted(self.with_listed_status(refusal), call.body)
+        raise self.redacted(self.with_listed_status(refusal), compared(call))
 
     def with_listed_status(self, error: ProviderError) -> ProviderError:
         """`error`, made retryable if its status is listed under ``extra_retryable_statuses``."""
         return as_retryable(error, self.address.name, self.extra_retryable_statuses)
 
     def redacted(self, error: ProviderError, asked: bytes) -> ProviderError:
-        """`error` without our keys, and with the provider's message masked for the log. `asked`: the request."""
+        """`error` without our keys, and with the provider's message masked for the log. `asked`: see
+        `message_masking.compared`."""
         error = redact_secrets(error, *self.address.secrets)
         set_provider_message(error, asked)
         return error
@@ -239,8 +243,8 @@ class HttpStream:
     _provider: HttpProvider
     _response: Response
     _translator: Translator
-    _asked: bytes = field(repr=False)
-    """The request, or nothing if it is too large for `message_masking`."""
+    _asked: Call | None = field(repr=False)
+    """What was asked, unless messages cannot be compared with it, see `message_masking`."""
     _relayed: Callable[[bytes], bytes] | None
     """See `wire.Relays`."""
     _idle: float | None = None
@@ -319,7 +323,7 @@ class HttpStream:
     def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
         """`batch` with `error` redacted; before the commit it may become retryable, afterwards the client gets it."""
         error = self._provider.with_listed_status(error) if self._idle is None else error
-        return evolve(batch, error=self._provider.redacted(error, self._asked))
+        return evolve(batch, error=self._provider.redacted(error, compared(self._asked)))
 
     def commit(self, idle: float) -> None:
         """See `provider.Stream`. Only time spent waiting for the provider counts, not for the client."""

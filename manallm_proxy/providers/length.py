@@ -59,7 +59,7 @@ def cut_to(call: Call, most: int) -> Call:
     length = call.length
     if length is None or not 0 < most < length:
         return call
-    start, end = call.summary.spans["max_tokens"]
+    start, end = call.summary.spans[OLDER if OLDER in call.summary.spans else NEWER]
     call.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
     digits, body = b"%d" % most, memoryview(call.body)
     return evolve(call, body=joined_parts([body[:start], digits.ljust(end - start), body[end:]]), most=None)

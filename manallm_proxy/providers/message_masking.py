@@ -6,7 +6,8 @@ A provider may quote the request in any error, in full, cut or escaped. So there
    caller; most messages that quote a prompt are among those.
 2. Long quotations, and text after words such as ``raw=``, are masked: they come from the request or from a model.
 3. Each word that also occurs in the request is masked, unless it is in `_VOCABULARY`, the usual words of such messages.
-   If the request cannot be parsed, or parsing would take long, the log gets no message.
+   If the request cannot be parsed, or parsing would take long, the log gets no message. Characters outside of ASCII
+   that either of them has encoded, as calls and their results mostly are, cannot be compared: they are all masked.
 
 So no word of a prompt is left except those in `_VOCABULARY`. `scrub` has removed our keys before.
 """
@@ -17,8 +18,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.providers.own_fields import with_own_fields
 
 REQUEST_LIMIT: Final = 128 * 1024
 VALUES_LIMIT: Final = 8000
@@ -34,6 +37,10 @@ _ECHO: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ESCAPE: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|.)|%([0-9a-fA-F]{2})", re.DOTALL)
+_ENCODED: Final = re.compile(r"\\[ux]|%[0-9a-fA-F]{2}")
+"""In a request: JSON inside of a text, or a link; a server may quote it decoded."""
+_BYTES: Final = re.compile(r"\\x|%[0-9a-fA-F]{2}")
+"""In a message: bytes of a character, each by itself."""
 _WORD: Final = re.compile(r"[A-Za-z0-9]+|[^\x00-\x7f]")
 _MASKS: Final = re.compile(rf"{_MASK}(?:[^A-Za-z0-9{_MASK}]*{_MASK})+")
 _VOCABULARY: Final = frozenset(
@@ -56,6 +63,16 @@ _VOCABULARY: Final = frozenset(
 )
 
 
+def is_comparable(call: Call) -> bool:
+    """Whether messages about `call` can be compared with all that a provider may get of it, in a short time."""
+    return len(call.body) <= REQUEST_LIMIT and not (call.ollama and call.is_large)
+
+
+def compared(call: Call | None) -> bytes:
+    """The request that messages about `call` are compared with; empty if they cannot be (None: that is known)."""
+    return with_own_fields(call).body if call is not None and is_comparable(call) else b""
+
+
 def set_provider_message(error: ProviderError, body: bytes) -> None:
     """Sets ``error.provider_message`` from its raw one, for a request with this `body`. Never raises."""
     if error.raw_message and len(body) <= REQUEST_LIMIT and body.count(b",") <= VALUES_LIMIT:
@@ -71,7 +88,8 @@ def mask_request(text: str, body: bytes) -> str | None:
     if not isinstance(request, dict):
         return None
     held = "\n".join(_texts({key: value for key, value in request.items() if key != "model"})).casefold()
-    text = _ESCAPE.sub(_unescaped, text)
+    is_encoded = _BYTES.search(text) is not None or _ENCODED.search(held) is not None
+    text = _ESCAPE.sub(_unescaped, text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = _ECHO.sub(rf"\1 {_MASK}", _QUOTED.sub(_MASK, text))
 
     known: dict[str, bool] = {}
@@ -81,7 +99,9 @@ def mask_request(text: str, body: bytes) -> str | None:
         if word in _VOCABULARY:
             return match[0]
         if word not in known:
-            known[word] = len(known) >= WORDS_LIMIT or len(word) > _LONGEST or word in held
+            known[word] = (
+                (is_encoded and not word.isascii()) or len(known) >= WORDS_LIMIT or len(word) > _LONGEST or word in held
+            )
         return _MASK if known[word] else match[0]
 
     text = _MASKS.sub(_MASK, " ".join(_WORD.sub(masked, text).split()))

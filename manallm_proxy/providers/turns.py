@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from manallm_proxy.contract.spliced import Part
 from manallm_proxy.openai.joined import joined_parts
-from manallm_proxy.openai.rows import Row
+from manallm_proxy.openai.json_object import DecodeErrors, encode_whole
+from manallm_proxy.openai.request_fields import Fields
+from manallm_proxy.openai.rows import Row, read_rows
 from manallm_proxy.openai.sliced import trimmed
 
 TURNS: Final = "turns"
@@ -56,6 +58,16 @@ def ordered(rows: list[Row], refused: Collection[str]) -> list[Row]:
     if ALTERNATE in refused or TURNS in refused:
         rows = [*_filled(rows)]
     return _joined(rows) if ALTERNATE in refused else rows
+
+
+def in_order(messages: list[Fields], refused: Collection[str]) -> list[Any]:
+    """`messages` as `ordered` returns them; themselves where they are none of a chat, for the provider to refuse."""
+    if not refused:
+        return messages
+    try:
+        return ordered(read_rows(encode_whole(messages)), refused)
+    except DecodeErrors:
+        return messages
 
 
 def _filled(rows: Iterable[Row]) -> Iterator[Row]:

@@ -47,7 +47,8 @@ class Skip:
 
 
 class Declined(Exception):
-    """An attempt was given up before it was sent: when its turn came, the budget left too little for it."""
+    """An attempt was given up before it was sent: when its turn came, the budget left too little for it, or while it
+    waited, its target became unhealthy."""
 
     def __init__(self, skip: Skip) -> None:
         super().__init__(skip.reason)

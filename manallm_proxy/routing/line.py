@@ -45,6 +45,8 @@ class Turn(Struct, eq=False):  # made in half the time of attrs' classes
     pictures: Pictures | None = None
     until: float | None = None
     """When it stops waiting and moves on, monotonic; None: never."""
+    again: bool = False
+    """It was taken back from the server, where it waited: it goes before all that wait here."""
     began_at: float | None = None
     first_at: float | None = None
     """When a stream's first content arrived."""
@@ -96,8 +98,11 @@ class ModelLine:
         return is_ollama_cloud(self.name)
 
     def add(self, turn: Turn) -> None:
-        """Appends `turn` to the waiting requests."""
-        self.waiting.append(turn)
+        """Adds `turn` to the waiting requests."""
+        if turn.again:
+            self.waiting.appendleft(turn)
+        else:
+            self.waiting.append(turn)
         self.backlog += turn.expected
 
     def remove(self, turn: Turn) -> None:
@@ -161,7 +166,7 @@ class Line:
         return not line.is_elsewhere
 
     def enter(self, turn: Turn, now: float) -> None:
-        """Serves `turn` at once if there is room, else appends it to the waiting requests."""
+        """Serves `turn` at once if there is room, else adds it to the waiting requests."""
         line = turn.line
         if self.ramp is None and turn.on_turn is None and not (line.serving or line.waiting):
             turn.began_at = now  # fast path; the same as below

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import VISION, Call
-from manallm_proxy.contract.provider_errors import Blame, ProviderError
+from manallm_proxy.contract.provider_errors import Blame, FirstByteTimeout, ProviderError, QueueTimeout
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.boxes import Box, Boxes
@@ -147,20 +147,27 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             if queue is None:
                 return await ask(entry)
             if self._ready is not entry:
-                await self.local.boxes.loaded(entry)
+                await queue.while_well(entry, self.local.boxes.loaded(entry))
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
             is_free = self.local.workers is None and queue.line.of(entry.target.model).is_idle
             turn = queue.enter(entry, is_free or is_last(entry), size, streams, self._pictures)
-            if turn.began_at is None:
-                await queue.wait_for_turn(turn, entry, is_last)
-            try:
-                value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
-            except BaseException as error:
-                queue.end(turn, None)
-                box = self.local.boxes.boxes.get(entry.target.provider)
-                if box is not None and isinstance(error, ProviderError) and error.blame is Blame.REACH:
-                    box.lost()
-                raise
+            while True:
+                if turn.began_at is None:
+                    await queue.wait_for_turn(turn, entry, is_last)
+                try:
+                    value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
+                    break
+                except QueueTimeout:  # it has waited at the server
+                    queue.end(turn, None)
+                    if not is_last(entry):
+                        raise
+                    turn = queue.enter(entry, True, size, streams, self._pictures, again=True)
+                except BaseException as error:
+                    queue.end(turn, None)
+                    box = self.local.boxes.boxes.get(entry.target.provider)
+                    if box is not None and isinstance(error, ProviderError) and error.blame is Blame.REACH:
+                        box.lost()
+                    raise
             if isinstance(value, Opened):
                 queue.began(turn)
                 value.left = partial(queue.end, turn)
@@ -173,11 +180,19 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
     """The result of `ask` for a trial. Raises QueueTimeout if it may still be waiting at the server when it should move
-    on; for a stream, when its first content is overdue."""
-    if turn.until is None:
-        return await ask(entry)
+    on (for a stream, when its first content is overdue), or after ``first_byte``, which there is nobody's fault."""
+    sent = queue.clock()
+    try:
+        return await (ask(entry) if turn.until is None else _for_a_while(queue, turn, turn.until, entry, ask))
+    except FirstByteTimeout:
+        if not turn.waits:
+            raise
+        raise queue_timeout(entry, queue.clock() - sent) from None
+
+
+async def _for_a_while(queue: Queue, turn: Turn, until: float, entry: Entry, ask: Ask[A]) -> A:
     grace = turn.trial_timeout if turn.streams else 0.0
-    seconds = max(turn.until - queue.clock(), 0.0) + grace
+    seconds = max(until - queue.clock(), 0.0) + grace
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as limit:

@@ -53,6 +53,7 @@ class Entered:
     slots: int | None
     learns: bool
     until: float | None = None
+    again: bool = False
 
 
 @frozen
@@ -191,10 +192,8 @@ class SharedLine(Line):
         line = turn.line
         line.add(turn)
         self.lines.add(self, turn)
-        slots, learns = self._own_limit(line), self.learns
-        keeper.entered(
-            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, learns, turn.until)
-        )
+        wanted = turn.number, line.name, turn.expected, turn.streams
+        keeper.entered(Entered(self.server, *wanted, self._own_limit(line), self.learns, turn.until, turn.again))
 
     def began(self, turn: Turn, now: float) -> None:
         if self.lines.keeper is None:

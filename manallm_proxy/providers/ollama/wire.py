@@ -36,8 +36,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.joined import decoded_text, joined_bytes
-from manallm_proxy.openai.json_object import decode_leniently, encode_whole
-from manallm_proxy.openai.rows import with_value
+from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
 from manallm_proxy.providers.evidence import is_for_all
@@ -61,6 +60,7 @@ from manallm_proxy.providers.ollama.reply import (
     read_whole,
     too_long,
 )
+from manallm_proxy.providers.own_fields import with_own_fields
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 from manallm_proxy.providers.turns import refused_order
 from manallm_proxy.providers.wire import Request, Translator
@@ -108,7 +108,7 @@ class OllamaWire:
         Raises BadResponse if it refuses thinking that it was not asked for: no caller could mend such a request.
         """
         if (order := refused_order(body)) and (other := _ordered(call, {order})) is not call:
-            learned = order if is_for_all(call, order) else ""
+            learned = order if is_for_all(with_own_fields(call), order) else ""
             return evolve(self.request(other, entry), without=learned, call=other)
         if status != 400 or b"think" not in body:
             return None
@@ -243,16 +243,13 @@ class OllamaTranslator:
 
 def _ordered(call: Call, refused: frozenset[str] | set[str]) -> Call:
     """`call` without the orders of messages that are `refused`; itself if it has none of them."""
-    own = call.ollama.get("messages")  # in place of the body's, with what its model thought
-    if own is None:
+    messages = call.ollama.get("messages")  # in place of the body's, with what its model thought
+    if messages is None:
         return without_members(call, refused)
-    value = own if isinstance(own, bytes) else encode_whole(own)
-    mine = evolve(
-        with_value(call, "messages", value),
-        ollama={key: value for key, value in call.ollama.items() if key != "messages"},
-    )
-    changed = without_members(mine, refused)
-    return call if changed is mine else changed
+    own = with_own_fields(evolve(call, ollama={"messages": messages}))
+    own = evolve(own, ollama={key: value for key, value in call.ollama.items() if key != "messages"})
+    changed = without_members(own, refused)
+    return call if changed is own else changed
 
 
 # --- from Ollama's terms to OpenAI's --------------------------------------------------------------

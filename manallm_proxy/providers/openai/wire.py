@@ -57,7 +57,7 @@ from manallm_proxy.providers.openai.reply import (
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.sniffer import Sniffer
-from manallm_proxy.providers.turns import ORDERS, refused_order
+from manallm_proxy.providers.turns import ORDERS, in_order, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 USAGE: Final = "stream_options"
@@ -94,9 +94,10 @@ class OpenAIWire:
 
     def _chat_request(self, call: Call, entry: Entry) -> Request:
         if self._forces(call):
-            return Request(
-                call.endpoint.path, as_structured_output(call, entry.target.model, self._may_ask(call, entry))
-            )
+            model = entry.target.model
+            orders = ORDERS.keys() & (call.denied | self._forgetful.get(model, frozenset()))
+            arranged = partial(in_order, refused=orders)
+            return Request(call.endpoint.path, as_structured_output(call, model, self._may_ask(call, entry), arranged))
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
         ask = streams and not call.summary.wants_usage and self._may_ask(call, entry)
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
@@ -142,8 +143,12 @@ class OpenAIWire:
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
             return self._again(named(sent, name), entry, _for_all(sent, OLDER if name == NEWER else NEWER))
-        if (refused := refused_members(body)) and (silent := without_members(sent, refused)) is not sent:
-            return self._again(silent, entry, _for_all(sent, *refused))
+        if refused := refused_members(body):
+            silent = without_members(sent, refused)
+            if self._forces(call) and not ORDERS.keys().isdisjoint(refused - sent.denied):
+                silent = evolve(silent, denied=silent.denied | refused)  # of the message that is added there
+            if silent is not sent:
+                return self._again(silent, entry, _for_all(sent, *refused))
         if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
             return self._again(silent, entry)  # of another model: its own it will get again
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
@@ -182,7 +187,7 @@ class OpenAIWire:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings_answer(call, entry, body)
         if self._forces(call):
-            return read_forced_calls(_whole(body))
+            return _whole_call(body)
         if not call.relays:
             return _whole(body)
         model = encode(str(entry.target))
@@ -202,9 +207,10 @@ class OpenAIWire:
         if call.endpoint.is_opaque:
             return ByteRelay(content_type, limits)
         events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
+        whole = _whole
         if self._forces(call):
-            events = ForcedTranslator(EventReader(call, entry.target, limits))
-        return events if "event-stream" in content_type else Sniffer(events, _whole, limits)
+            events, whole = ForcedTranslator(EventReader(call, entry.target, limits)), _whole_call
+        return events if "event-stream" in content_type else Sniffer(events, whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
@@ -231,6 +237,10 @@ def _whole(body: bytes) -> Answer:
         raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
     return Answer(usage=usage, choices=tuple([require_names(choice, choice.finish) for choice in whole_deltas(rows)]))
+
+
+def _whole_call(body: bytes) -> Answer:
+    return read_forced_calls(_whole(body))
 
 
 class _Row(msgspec.Struct):
