@@ -54,6 +54,15 @@ def _own(asked: Asked, request_id: str, own: Callable[[str], tuple[bytes, Reques
 
 
 def _chat(asked: Asked, request_id: str, chat: bytes, summary: RequestSummary) -> Call:
-    call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, cuts_length=True, is_large=is_large(chat))
+    call = Call(
+        Endpoint.CHAT,
+        summary,
+        chat,
+        request_id,
+        relays=False,
+        cuts_length=True,
+        notes=asked.notes,
+        is_large=is_large(chat),
+    )
     call.translate_error = asked.paths.translate_error
     return call

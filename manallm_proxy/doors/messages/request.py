@@ -69,6 +69,8 @@ class Asked:
     stops: frozenset[str]
     """Its stop sequences."""
     paths: CallerPaths
+    notes: tuple[str, ...] = ()
+    """What was left out, for the log."""
     own: Callable[[str], tuple[bytes, RequestSummary]] | None = field(default=None, repr=False)
     """Makes both for the provider of that name; set if the client sent back data meant for one provider alone."""
 
@@ -110,7 +112,8 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
 
     paths = CallerPaths("messages", history.origins, _FIELDS)
     stops = frozenset(fields.get("stop", ()))
-    return Asked(*made, thinking, stops, paths, own if history.carries() else None)
+    notes = tuple(f"not sent on: block {kind}" for kind in history.left_out)
+    return Asked(*made, thinking, stops, paths, notes, own if history.carries() else None)
 
 
 def _made(fields: Fields, large: bool, texts: StandIns) -> tuple[bytes, RequestSummary]:
