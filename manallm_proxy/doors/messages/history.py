@@ -188,8 +188,8 @@ def _without_lines_of_client(text: str) -> str:
 
 
 def _parts_of_result(block: Fields, kind: str, path: str) -> list[Fields]:
-    """The parts that a block in a tool's result becomes. A reference is to a tool of the request, which is sent with all
-    others: its name tells the model that it is there."""
+    """The parts that a block in a tool's result becomes. A reference is to a tool of the request, which is sent as
+    all others: its name tells the model that it is there."""
     if kind == "tool_reference":
         return [text_part(f"Callable now: {required(block, 'tool_name', str, path + '.')}")]
     return parts_of(block, kind, path, _IN_RESULT)

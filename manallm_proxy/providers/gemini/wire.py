@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from attrs import evolve
@@ -82,18 +83,19 @@ class GeminiWire:
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings(call, entry.target.model, body)
-        return _whole(body)
+        return _whole(body, names=call.names)
 
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
         """Ignores `content_type`: an error may come as plain JSON in place of a stream."""
-        return Sniffer(GeminiTranslator(limits), _whole, limits)
+        reader = reply.Reader(call.names)
+        return Sniffer(GeminiTranslator(limits, reader), partial(_whole, names=call.names), limits)
 
     def listed(self, body: bytes) -> ModelList:
         """Not used, since Google is not probed."""
         return ModelList()
 
 
-def _whole(body: bytes) -> Answer:
-    return reply.Reader().whole(reply.read(body))
+def _whole(body: bytes, *, names: Mapping[str, str]) -> Answer:
+    return reply.Reader(names).whole(reply.read(body))
