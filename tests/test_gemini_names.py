@@ -14,6 +14,7 @@ from tests.upstreams import Connection, Seen, each, upstream
 
 NAMES = ["21st_magic_component_builder", "mcp__" + "x" * 80, "a b", "ä", "-", "_fine", "so.is:this-one", "x" * 64]
 """The last three are Gemini's own form."""
+JSON = {"Content-Type": "application/json"}
 
 
 def tool(name: str) -> dict[str, Any]:
@@ -107,7 +108,7 @@ async def test_a_schema_as_a_tools_result(result: str, response: Any, tmp_path: 
     async with upstream(each(answer)) as up:
         config = settings({"g": {"kind": "google", "base_url": up.url, "api_key": "k"}}, ["g/gemini-2.5-flash"])
         async with proxy(config, tmp_path) as p:
-            body = io.BytesIO(json.dumps({"messages": messages}).encode())
-            async with p.client.post(f"{p.url}/v1/chat/completions", data=body) as response:
+            body = io.BytesIO(json.dumps({"messages": messages, "model": "mana/test"}).encode())
+            async with p.client.post(f"{p.url}/v1/chat/completions", data=body, headers=JSON) as response:
                 assert response.status == 200, await response.text()
     assert seen_by == [{"output": result} if response is None else response]
