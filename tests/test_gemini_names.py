@@ -109,6 +109,6 @@ async def test_a_schema_as_a_tools_result(result: str, response: Any, tmp_path: 
         config = settings({"g": {"kind": "google", "base_url": up.url, "api_key": "k"}}, ["g/gemini-2.5-flash"])
         async with proxy(config, tmp_path) as p:
             body = io.BytesIO(json.dumps({"messages": messages, "model": "mana/test"}).encode())
-            async with p.client.post(f"{p.url}/v1/chat/completions", data=body, headers=JSON) as response:
-                assert response.status == 200, await response.text()
+            async with p.client.post(f"{p.url}/v1/chat/completions", data=body, headers=JSON) as answered:
+                assert answered.status == 200, await answered.text()
     assert seen_by == [{"output": result} if response is None else response]
