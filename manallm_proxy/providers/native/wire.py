@@ -16,6 +16,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
+from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.native.history import without_foreign
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
@@ -52,11 +53,14 @@ class NativeWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         if call.endpoint not in self.paths:
             return self.chats.reshape(call, entry, status, body)
-        if status != 400:
+        is_broken = call.endpoint is Endpoint.RESPONSES and refuses_arguments(body)
+        if status != 400 and not (is_broken and status in (422, 500)):
             return None
         changed = clamp_max_tokens(call, body) if call.cuts_length else None
         if changed is None:
             changed = without_foreign(call, body)
+        if changed is call and is_broken:
+            changed = with_whole_arguments(call)
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:

@@ -23,6 +23,7 @@ from manallm_proxy.openai.json_object import BOM, encode
 from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
+from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.effort import nearest_effort
 from manallm_proxy.providers.evidence import TOP_K, is_for_all
@@ -130,14 +131,15 @@ class OpenAIWire:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
         So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
-        ids of calls get another form.
+        ids of calls get another form, and so do arguments that are no JSON.
 
         Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
         default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest
         that the target knows, and the length in the name that it wants.
         """
-        is_order = status == 500 and bool(refused_order(body))  # llama.cpp's status for what its template refuses
-        if not (status in (400, 422) or is_order) or call.endpoint.is_opaque:
+        is_broken = call.endpoint is Endpoint.CHAT and refuses_arguments(body)
+        is_form = status == 500 and (is_broken or bool(refused_order(body)))  # llama.cpp's status for both
+        if not (status in (400, 422) or is_form) or call.endpoint.is_opaque:
             return None
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
@@ -146,6 +148,8 @@ class OpenAIWire:
             return self._again(silent, entry, _for_all(sent, *refused))
         if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
             return self._again(silent, entry)  # of another model: its own it will get again
+        if is_broken and (whole := with_whole_arguments(sent)) is not sent:
+            return self._again(whole, entry)
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
             return self._again(self._without_top_k(sent), entry, _for_all(sent, TOP_K))
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
