@@ -16,6 +16,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, holds
 from manallm_proxy.openai.rows import Row, read_rows
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
+from manallm_proxy.providers.tool_schemas import SCHEMAS
 from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
 
 TOP_K: Final = "top_k"
@@ -36,6 +37,7 @@ LEARNED: Final = {
     OLDER: rb"max_tokens%b" % _NO_KEY,
     NEWER: rb"max_completion_tokens%b" % _NO_KEY,
     TOP_K: rb"top_k%b" % _NO_KEY,
+    SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",
 }
 """By what may be learned: words of its refusals, as they may be in a text of a request, but not as its keys."""
 _HIDDEN: Final = rb"\\u00(?!26|27|3[ce])[2-7]"

@@ -23,6 +23,7 @@ from manallm_proxy.providers.native.messages import MessagesRelay, counted, mess
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
 from manallm_proxy.providers.sniffer import Sniffer
+from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 
@@ -59,6 +60,8 @@ class NativeWire:
         changed = clamp_max_tokens(call, body) if call.cuts_length else None
         if changed is None:
             changed = without_foreign(call, body)
+        if changed is call and refuses_schemas(body):
+            changed = with_object_schemas(call)
         if changed is call and is_broken:
             changed = with_whole_arguments(call)
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None

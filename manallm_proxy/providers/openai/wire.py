@@ -58,6 +58,7 @@ from manallm_proxy.providers.openai.reply import (
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.sniffer import Sniffer
+from manallm_proxy.providers.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
 from manallm_proxy.providers.turns import ORDERS, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
@@ -83,10 +84,12 @@ class OpenAIWire:
     """By model, oldest first: what those refused in a history that have refused any of it, see `history`."""
     _no_top_k: dict[str, None] = field(factory=dict)
     """Models that refused ``top_k``, oldest first."""
+    _as_objects: dict[str, None] = field(factory=dict)
+    """Models that refused the schema of a tool for its form, oldest first."""
 
     def splices(self, call: Call) -> bool:
         learned = self._lengths or self._no_top_k  # then `_renamed` may copy or decode it
-        return not (self._forces(call) or self._forgetful or (learned and not call.relays))
+        return not (self._forces(call) or self._forgetful or self._as_objects or (learned and not call.relays))
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
@@ -106,6 +109,8 @@ class OpenAIWire:
         """`call` without what the target refuses in a history; if a door made it, with the length under its name."""
         if self._forgetful and (refused := self._forgetful.get(entry.target.model)):
             call = without_members(call, refused)
+        if self._as_objects and entry.target.model in self._as_objects:
+            call = with_object_schemas(call)
         if self._no_top_k and not call.relays and entry.target.model in self._no_top_k:
             call = self._without_top_k(call)
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
@@ -131,7 +136,7 @@ class OpenAIWire:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
         So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
-        ids of calls get another form, and so do arguments that are no JSON.
+        ids of calls get another form, and so do arguments that are no JSON, and the schemas of tools.
 
         Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
         default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest
@@ -148,6 +153,12 @@ class OpenAIWire:
             return self._again(silent, entry, _for_all(sent, *refused))
         if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
             return self._again(silent, entry)  # of another model: its own it will get again
+        if (
+            call.endpoint is Endpoint.CHAT
+            and refuses_schemas(body)
+            and (as_objects := with_object_schemas(sent)) is not sent
+        ):
+            return self._again(as_objects, entry, _for_all(sent, SCHEMAS))
         if is_broken and (whole := with_whole_arguments(sent)) is not sent:
             return self._again(whole, entry)
         if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
@@ -172,6 +183,8 @@ class OpenAIWire:
             remember(self._forgetful, model, refused | (known - contrary))
         if request.without == TOP_K:
             remember(self._no_top_k, model, None)
+        if request.without == SCHEMAS:
+            remember(self._as_objects, model, None)
         if model in self._strict or request.without != USAGE:
             return False
         remember(self._strict, model, None)
