@@ -178,8 +178,25 @@ async def test_what_agents_tell_each_other() -> None:
     assert "encrypted_function_args" not in second
 
 
+async def test_a_result_that_nobody_called_for() -> None:
+    """Codex's desktop app says so what its own tools did, in between: a chat has only a user's words for it."""
+    ran = {"type": "function_call_output", "name": "panel", "namespace": "app", "output": "3 rows"}
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    shown = {**ran, "call_id": None, "output": [{"type": "input_text", "text": "seen"}, image]}
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "5"}
+    chat = await chat_of(tools=[FUNCTION], input=[USER, call, ran, result, shown])
+    assert [row["role"] for row in chat["messages"]] == ["user", "assistant", "tool", "user", "user"]
+    said, parts = (row["content"] for row in chat["messages"][3:])
+    assert ("app__panel" in said, said.splitlines()[-1]) == (True, "3 rows")
+    assert [part["type"] for part in parts] == ["text", "image_url"]
+    assert parts[0]["text"].splitlines()[-1] == "seen"
+
+
 @every(
     [
+        ({"input": [USER, {"type": "function_call_output", "output": "x"}]}, "input[1].call_id", "missing"),
+        ({"input": [USER, {"type": "function_call_output", "name": "a"}]}, "input[1].output", "missing"),
         ({"input": [{**OFFERED, "tools": {}}, USER]}, "input[0].tools", "array"),
         ({"input": [{**OFFERED, "tools": [3]}, USER]}, "input[0].tools[0]", "object"),
         ({"input": [USER, {**OFFERED, "tools": [{"type": "function"}]}]}, "input[1].tools[0].name", "missing"),

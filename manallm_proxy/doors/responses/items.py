@@ -106,6 +106,8 @@ class Conversation:
     _rows: list[Fields | _Turn] = field(factory=list, repr=False)
     _said_at: dict[int, str] = field(factory=dict)
     """By index in ``_rows``: the path of a message that is not an assistant's."""
+    _outputs: set[int] = field(factory=set)
+    """Which of them are results without a call."""
     _open: _Turn | None = None
     """The current turn, while an assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
@@ -134,7 +136,9 @@ class Conversation:
                 self._call(item, path, required(item, "arguments", str, path + ".") or "{}")
             case "custom_tool_call":
                 self._call(item, path, input_to_arguments(required(item, "input", str, path + ".")))
-            case "function_call_output" | "custom_tool_call_output":
+            case "function_call_output":
+                self._output(item, path)
+            case "custom_tool_call_output":
                 self._result(item, path)
             case "tool_search_call" | "tool_search_output" if item.get("execution") != "client":
                 self.left_out.append(kind)  # OpenAI's own search: what it searched is sent as a whole
@@ -177,7 +181,8 @@ class Conversation:
                 continue
             path, content = self._said_at[n], row["content"]
             if isinstance(content, list) and path.startswith(INPUT):
-                origins.add(path, tuple([f"{path}.content[{part}]" for part in range(len(content))]))
+                at = path if n in self._outputs else f"{path}.content[%d]"
+                origins.add(path, tuple([at.replace("%d", str(part)) for part in range(len(content))]))
             else:
                 origins.add(path)
         return origins
@@ -219,6 +224,17 @@ class Conversation:
         turn.calls_at = _noted(turn.calls_at, path)
         self._called[id_] = turn
 
+    def _output(self, item: Fields, path: str) -> None:
+        """Adds a result. One without a call's id is what the client ran by itself: a chat knows only a user's text."""
+        if optional(item, "call_id", str, path + ".") is not None or not item.get("name"):
+            self._result(item, path)
+            return
+        name = self._names.flat(required(item, "name", str, path + "."), optional(item, "namespace", str, path + "."))
+        text, rest = _read_output(item, path)
+        said = f"Output of {name}, which ran without being called:\n{text}"
+        self._outputs.add(len(self._rows))
+        self.say("user", [{"type": "text", "text": said}, *rest] if rest else said, path)
+
     def _result(self, item: Fields, path: str) -> None:
         id_ = required(item, "call_id", str, path + ".")
         turn = self._called.get(id_)
@@ -227,9 +243,7 @@ class Conversation:
                 f"No tool call found for call_id '{id_[:64]}' ({path}): the call has to come before its output",
                 param=path + ".call_id",
             )
-        if item.get("output") is None:
-            raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
-        text, rest = text_and_rest(read_content(item["output"], path + ".output"))
+        text, rest = _read_output(item, path)
         turn.results.append({"role": "tool", "tool_call_id": id_, "content": text or _note(rest)})
         turn.results_at = _noted(turn.results_at, path)
         if rest:
@@ -262,6 +276,13 @@ class Conversation:
         form = optional(item, "output_format", str, path + ".") or "png"
         url = result if ":" in result[:_SCHEME_LIMIT] else f"data:image/{form};base64,{result}"
         self._turn(path).images.append({"type": "image_url", "image_url": {"url": url}})
+
+
+def _read_output(item: Fields, path: str) -> tuple[str, list[Fields]]:
+    """The text of a result, and its images and files."""
+    if item.get("output") is None:
+        raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
+    return text_and_rest(read_content(item["output"], path + ".output"))
 
 
 def _names_in(tool: Fields) -> list[tuple[str, str | None]]:
