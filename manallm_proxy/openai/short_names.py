@@ -15,6 +15,11 @@ _ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
 _DIGEST: Final = 8
 
 
+def sent_name(name: str) -> str:
+    """`name`, or a shorter one if it is too long for OpenAI."""
+    return name if len(name) <= LONGEST else short_name(name)
+
+
 def short_name(name: str) -> str:
     """A name that all servers take, always the same for `name`: its beginning, and a hash."""
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:_DIGEST]

@@ -41,7 +41,7 @@ class MessagesDoor:
 def _translated(body: bytes, request_id: str, blocks: Blocks, *, is_checked: bool = False) -> Call:
     """The call as a chat. Sets in `blocks`, which will become the answer, what the request says of it."""
     asked = read_request(body, is_checked=is_checked)
-    blocks.thinking, blocks.stops = asked.thinking, asked.stops
+    blocks.thinking, blocks.stops, blocks.names = asked.thinking, asked.stops, asked.names
     call = _chat(asked, request_id, asked.chat, asked.summary)
     if asked.own is not None:
         call.own = partial(_own, asked, request_id, asked.own)

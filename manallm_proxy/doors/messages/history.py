@@ -31,6 +31,7 @@ from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.reasoning_details import DETAILS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.short_names import sent_name
 
 _IN_USER: Final = (*READABLE, "tool_result")
 _IN_ASSISTANT: Final = ("text", "thinking", "redacted_thinking", "tool_use")
@@ -177,7 +178,8 @@ class History:
         id_ = required(block, "id", str, path)
         self._called.add(id_)
         arguments: Any = optional(block, "input", dict, path) or {}
-        function = {"name": required(block, "name", str, path), "arguments": json_text(arguments)}
+        name = sent_name(required(block, "name", str, path))
+        function = {"name": name, "arguments": json_text(arguments)}
         return {"id": id_, "type": "function", "function": function}
 
 
@@ -191,7 +193,7 @@ def _parts_of_result(block: Fields, kind: str, path: str) -> list[Fields]:
     """The parts that a block in a tool's result becomes. A reference is to a tool of the request, which is sent as
     all others: its name tells the model that it is there."""
     if kind == "tool_reference":
-        return [text_part(f"Callable now: {required(block, 'tool_name', str, path + '.')}")]
+        return [text_part(f"Callable now: {sent_name(required(block, 'tool_name', str, path + '.'))}")]
     return parts_of(block, kind, path, _IN_RESULT)
 
 
