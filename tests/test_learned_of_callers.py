@@ -102,7 +102,15 @@ def test_what_a_usual_history_may_have() -> None:
     )
     history = [{**each, "name": "TEXT", "refusal": None, "annotations": []} for each in HISTORY]
     body = (
-        json.dumps({"messages": history, "max_tokens": 128_000, "max_completion_tokens": 9, "top_k": 40})
+        json.dumps(
+            {
+                "messages": history,
+                "max_tokens": 128_000,
+                "max_completion_tokens": 9,
+                "top_k": 40,
+                "reasoning_effort": "low",
+            }
+        )
         .replace("TEXT", texts)
         .encode()
     )

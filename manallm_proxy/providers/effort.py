@@ -1,7 +1,9 @@
-"""Reads from a provider's refusal which reasoning efforts a model knows, and gives it the nearest one.
+"""Reads from a provider's refusal which reasoning efforts a model knows, and gives it the nearest one, or none.
 
 Anthropic's clients choose among their own API's efforts, and Ollama's disable thinking by default, whatever the model:
-OpenAI ("Supported values are: 'low', 'medium', and 'high'."), Groq ("must be one of `low`, `medium`, or `high`").
+OpenAI ("Supported values are: 'low', 'medium', and 'high'."), Groq ("must be one of `low`, `medium`, or `high`"), xAI
+("does not support parameter reasoningEffort"). OpenAI's newest models take no tools in a chat unless they need not think
+("To use function tools, use /v1/responses or set reasoning_effort to 'none'"), also where no effort was given.
 """
 
 from __future__ import annotations
@@ -12,14 +14,24 @@ from typing import Final
 from attrs import evolve
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.request import spliced
+from manallm_proxy.openai.request import TOOLS, spliced
+from manallm_proxy.openai.rows import with_value
 from manallm_proxy.providers.classify import envelope
+from manallm_proxy.providers.length import is_unknown, without_field
 
 FIELD: Final = "reasoning_effort"
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 """From the least to the most."""
 _LISTED: Final = re.compile(r"(?:supported values|one of|valid values|allowed values)\W{1,20}(.{1,200})", re.IGNORECASE)
 _WORD: Final = re.compile(r"[a-z]+")
+BESIDE_TOOLS: Final = "effort beside tools"
+"""What may be refused, and is learned then, as `FIELD`."""
+_NAMED: Final = re.compile(rb"reasoning_?effort", re.IGNORECASE)
+_BESIDE_TOOLS: Final = re.compile(
+    rb"tools with reasoning_effort are not supported|set reasoning_effort to \W{0,2}none", re.IGNORECASE
+)
+_NOTHING: Final = (b"[]", b"null")
+_NONE: Final = b'"none"'
 
 
 def nearest_effort(call: Call, refusal: bytes) -> Call | None:
@@ -37,3 +49,32 @@ def nearest_effort(call: Call, refusal: bytes) -> Call | None:
     call.remarks.append(f"{FIELD}: {effort} instead of {asked}, which the target does not know")
     body, spans = spliced(call.body, call.summary.spans, {FIELD: b'"%b"' % effort.encode()})
     return evolve(call, body=body, summary=evolve(call.summary, spans=spans))
+
+
+def refuses_effort(refusal: bytes) -> bool:
+    """Whether a `refusal` says that there is no effort to choose."""
+    return _NAMED.search(refusal) is not None and (is_unknown(refusal) or b"not support" in refusal)
+
+
+def refuses_beside_tools(refusal: bytes) -> bool:
+    """Whether a `refusal` is of an effort beside tools."""
+    return _BESIDE_TOOLS.search(refusal) is not None
+
+
+def without_effort(call: Call) -> Call:
+    """`call`, whose body a door has made, without an effort."""
+    if FIELD not in call.summary.spans:
+        return call
+    call.remarks.append(f"not sent on: {FIELD}, which the target does not know")
+    return without_field(call, FIELD)
+
+
+def unthinking_with_tools(call: Call) -> Call:
+    """`call` with no effort beside its tools; itself if it has none, or if an effort is the client's own wish."""
+    spans = call.summary.spans
+    has_tools = TOOLS in spans and call.body[slice(*spans[TOOLS])] not in _NOTHING
+    asked = call.body[slice(*spans[FIELD])] if FIELD in spans else None
+    if not has_tools or asked == _NONE or (call.relays and asked is not None):
+        return call
+    call.remarks.append(f"{FIELD}: none, since the target takes no tools beside another")
+    return with_value(call, FIELD, _NONE)

@@ -14,6 +14,7 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, holds
 from manallm_proxy.openai.rows import Row, read_rows
+from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
 from manallm_proxy.providers.tool_schemas import SCHEMAS
@@ -37,6 +38,8 @@ LEARNED: Final = {
     OLDER: rb"max_tokens%b" % _NO_KEY,
     NEWER: rb"max_completion_tokens%b" % _NO_KEY,
     TOP_K: rb"top_k%b" % _NO_KEY,
+    FIELD: rb"reasoning_?effort%b" % _NO_KEY,
+    BESIDE_TOOLS: rb"reasoning_effort (?:are|to)",
     SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",
 }
 """By what may be learned: words of its refusals, as they may be in a text of a request, but not as its keys."""
@@ -52,7 +55,12 @@ _USUAL: Final = {
     EXTRAS: {"annotations": _NONE, "audio": _NONE, "images": _NONE, "refusal": _TEXT},
 }
 _LENGTH: Final = re.compile(rb"(?:1\d|[1-9])?\d{1,4}")
-_NUMBERS: Final = {TOP_K: re.compile(rb"[1-9]\d{0,2}"), OLDER: _LENGTH, NEWER: _LENGTH}
+_VALUES: Final = {
+    TOP_K: re.compile(rb"[1-9]\d{0,2}"),
+    OLDER: _LENGTH,
+    NEWER: _LENGTH,
+    FIELD: re.compile(rb'"(?:low|medium|high)"'),  # which all models know that know any
+}
 _SIGNED: Final = re.compile(rb'\{\s*"google"\s*:\s*\{\s*"thought_signature"\s*:\s*"[\w+/=-]*"\s*\}\s*\}')
 
 
@@ -61,8 +69,8 @@ def is_for_all(call: Call, what: str) -> bool:
     the caller has the refusal's words."""
     if holds(call.body, _PATTERNS[what]):
         return False
-    if (number := _NUMBERS.get(what)) is not None:
-        return number.fullmatch(call.body[slice(*call.summary.spans[what])]) is not None
+    if (value := _VALUES.get(what)) is not None:
+        return value.fullmatch(call.body[slice(*call.summary.spans[what])]) is not None
     span = call.summary.spans.get("messages")
     if span is None or what not in (REASONING, EXTRAS, SIGNATURES):
         return True

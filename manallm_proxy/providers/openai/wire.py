@@ -25,7 +25,15 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.classify import classify, envelope
-from manallm_proxy.providers.effort import nearest_effort
+from manallm_proxy.providers.effort import (
+    BESIDE_TOOLS,
+    FIELD,
+    nearest_effort,
+    refuses_beside_tools,
+    refuses_effort,
+    unthinking_with_tools,
+    without_effort,
+)
 from manallm_proxy.providers.evidence import TOP_K, is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.history import (
@@ -82,14 +90,17 @@ class OpenAIWire:
     """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
     _forgetful: dict[str, frozenset[str]] = field(factory=dict)
     """By model, oldest first: what those refused in a history that have refused any of it, see `history`."""
-    _no_top_k: dict[str, None] = field(factory=dict)
-    """Models that refused ``top_k``, oldest first."""
+    _fieldless: dict[str, frozenset[str]] = field(factory=dict)
+    """By model, oldest first: what it refused of ``top_k`` and ``reasoning_effort``."""
+    _unthinking: dict[str, None] = field(factory=dict)
+    """Models that take no tools unless they need not think, oldest first."""
     _as_objects: dict[str, None] = field(factory=dict)
     """Models that refused the schema of a tool for its form, oldest first."""
 
     def splices(self, call: Call) -> bool:
-        learned = self._lengths or self._no_top_k  # then `_renamed` may copy or decode it
-        return not (self._forces(call) or self._forgetful or self._as_objects or (learned and not call.relays))
+        learned = self._lengths or self._fieldless  # then `_renamed` may copy or decode it
+        of_all = self._forgetful or self._as_objects or self._unthinking
+        return not (self._forces(call) or of_all or (learned and not call.relays))
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
@@ -111,8 +122,11 @@ class OpenAIWire:
             call = without_members(call, refused)
         if self._as_objects and entry.target.model in self._as_objects:
             call = with_object_schemas(call)
-        if self._no_top_k and not call.relays and entry.target.model in self._no_top_k:
-            call = self._without_top_k(call)
+        if self._unthinking and entry.target.model in self._unthinking and call.endpoint is Endpoint.CHAT:
+            call = unthinking_with_tools(call)
+        if self._fieldless and not call.relays and (refused := self._fieldless.get(entry.target.model)):
+            call = self._without_top_k(call) if TOP_K in refused else call
+            call = without_effort(call) if FIELD in refused else call
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
         return call if name is None else named(call, name)
 
@@ -138,9 +152,9 @@ class OpenAIWire:
         So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
         ids of calls get another form, and so do arguments that are no JSON, and the schemas of tools.
 
-        Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
-        default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest
-        that the target knows, and the length in the name that it wants.
+        Of what a door has translated it also leaves out ``top_k`` and ``reasoning_effort``, which clients send for all
+        models alike. It gives another effort as the nearest that the target knows, and the length in the name that it
+        wants.
         """
         is_broken = call.endpoint is Endpoint.CHAT and refuses_arguments(body)
         is_form = status == 500 and (is_broken or bool(refused_order(body)))  # llama.cpp's status for both
@@ -167,8 +181,11 @@ class OpenAIWire:
             return self._again(self._renamed(shorter, entry), entry)
         if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
             return self._again(nearest, entry)
-        if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
-            return self._again(without_field(sent, "reasoning_effort"), entry, without="reasoning_effort")
+        if call.endpoint is Endpoint.CHAT and refuses_beside_tools(body):
+            silent = unthinking_with_tools(sent)
+            return self._again(silent, entry, _for_all(sent, BESIDE_TOOLS)) if silent is not sent else None
+        if not call.relays and FIELD in sent.summary.spans and (refuses_effort(body) or _says_no_effort(sent, body)):
+            return self._again(without_effort(sent), entry, _for_all(sent, FIELD))
         if USAGE.encode() not in body or call.summary.wants_usage or not call.summary.stream:
             return None
         return self._again(evolve(sent, denied=sent.denied | {USAGE}), entry, without=USAGE)
@@ -181,8 +198,10 @@ class OpenAIWire:
             known = self._forgetful.get(model, frozenset())
             contrary = {REASONING} if refused & NEEDED.keys() else NEEDED.keys() if REASONING in refused else set()
             remember(self._forgetful, model, refused | (known - contrary))
-        if request.without == TOP_K:
-            remember(self._no_top_k, model, None)
+        if request.without in (TOP_K, FIELD):
+            remember(self._fieldless, model, self._fieldless.get(model, frozenset()) | {request.without})
+        if request.without == BESIDE_TOOLS:
+            remember(self._unthinking, model, None)
         if request.without == SCHEMAS:
             remember(self._as_objects, model, None)
         if model in self._strict or request.without != USAGE:
@@ -232,9 +251,9 @@ def _for_all(call: Call, *refused: str) -> str:
     return " ".join(what for what in refused if is_for_all(call, what))
 
 
-def _says_no_effort(call: Call) -> bool:
-    span = call.summary.spans.get("reasoning_effort")
-    return span is not None and call.body[slice(*span)] == b'"none"'
+def _says_no_effort(call: Call, refusal: bytes) -> bool:
+    """Whether it asks not to think, and the `refusal` is of that."""
+    return FIELD.encode() in refusal and call.body[slice(*call.summary.spans[FIELD])] == b'"none"'
 
 
 def _whole(body: bytes) -> Answer:
