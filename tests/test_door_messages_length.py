@@ -359,7 +359,8 @@ async def test_a_model_that_takes_no_tools_while_it_thinks(rest: str, tmp_path: 
         assert (await p.chat(**chat))[0] == 200
         assert (len(up.posts), up.posts[-1].json["reasoning_effort"]) == (4, "none")
         assert (await p.chat(**chat, reasoning_effort="low"))[0] == 400
-        assert up.posts[-1].json["reasoning_effort"] == "low"
+        assert (await p.post("/api/chat", {**chat, "messages": [USER], "think": True, "stream": False}))[0] == 400
+        assert [seen.json["reasoning_effort"] for seen in up.posts[4:]] == ["low", "medium"]
         await p.post("/v1/messages", {**message, "tools": []})
         assert up.posts[-1].json["reasoning_effort"] == "high"
 

@@ -2,7 +2,7 @@
 
 Anthropic's clients choose among their own API's efforts, and Ollama's disable thinking by default, whatever the model:
 OpenAI ("Supported values are: 'low', 'medium', and 'high'."), Groq ("must be one of `low`, `medium`, or `high`"), xAI
-("does not support parameter reasoningEffort"). OpenAI's newest models take no tools in a chat unless they need not think
+("does not support parameter reasoningEffort"). OpenAI's newest models take tools in a chat only if they do not think
 ("To use function tools, use /v1/responses or set reasoning_effort to 'none'"), also where no effort was given.
 """
 
@@ -61,20 +61,25 @@ def refuses_beside_tools(refusal: bytes) -> bool:
     return _BESIDE_TOOLS.search(refusal) is not None
 
 
+def is_wish(call: Call) -> bool:
+    """Whether the effort is the wish of a client that knows the model: of a chat's, or of Ollama's with ``think``.
+    Those of other APIs set one for all models alike."""
+    return FIELD in call.summary.spans and (call.relays or bool(call.ollama.get("think")))
+
+
 def without_effort(call: Call) -> Call:
-    """`call`, whose body a door has made, without an effort."""
-    if FIELD not in call.summary.spans:
+    """`call` without an effort; itself if that is a wish."""
+    if FIELD not in call.summary.spans or is_wish(call):
         return call
     call.remarks.append(f"not sent on: {FIELD}, which the target does not know")
     return without_field(call, FIELD)
 
 
 def unthinking_with_tools(call: Call) -> Call:
-    """`call` with no effort beside its tools; itself if it has none, or if an effort is the client's own wish."""
+    """`call` with no effort beside its tools; itself if it has none, or if an effort is a wish."""
     spans = call.summary.spans
     has_tools = TOOLS in spans and call.body[slice(*spans[TOOLS])] not in _NOTHING
-    asked = call.body[slice(*spans[FIELD])] if FIELD in spans else None
-    if not has_tools or asked == _NONE or (call.relays and asked is not None):
+    if not has_tools or is_wish(call) or (FIELD in spans and call.body[slice(*spans[FIELD])] == _NONE):
         return call
     call.remarks.append(f"{FIELD}: none, since the target takes no tools beside another")
     return with_value(call, FIELD, _NONE)

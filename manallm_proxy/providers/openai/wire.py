@@ -152,9 +152,8 @@ class OpenAIWire:
         So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
         ids of calls get another form, and so do arguments that are no JSON, and the schemas of tools.
 
-        Of what a door has translated it also leaves out ``top_k`` and ``reasoning_effort``, which clients send for all
-        models alike. It gives another effort as the nearest that the target knows, and the length in the name that it
-        wants.
+        Of what a door has translated it also leaves out ``top_k`` and ``reasoning_effort``, or gives the effort as the
+        nearest that the target knows, and the length in the name that it wants.
         """
         is_broken = call.endpoint is Endpoint.CHAT and refuses_arguments(body)
         is_form = status == 500 and (is_broken or bool(refused_order(body)))  # llama.cpp's status for both
@@ -184,8 +183,9 @@ class OpenAIWire:
         if call.endpoint is Endpoint.CHAT and refuses_beside_tools(body):
             silent = unthinking_with_tools(sent)
             return self._again(silent, entry, _for_all(sent, BESIDE_TOOLS)) if silent is not sent else None
-        if not call.relays and FIELD in sent.summary.spans and (refuses_effort(body) or _says_no_effort(sent, body)):
-            return self._again(without_effort(sent), entry, _for_all(sent, FIELD))
+        is_refused = FIELD in sent.summary.spans and (refuses_effort(body) or _says_no_effort(sent, body))
+        if is_refused and (silent := without_effort(sent)) is not sent:
+            return self._again(silent, entry, _for_all(sent, FIELD))
         if USAGE.encode() not in body or call.summary.wants_usage or not call.summary.stream:
             return None
         return self._again(evolve(sent, denied=sent.denied | {USAGE}), entry, without=USAGE)
