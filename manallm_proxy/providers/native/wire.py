@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import evolve
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
@@ -17,8 +17,15 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
 from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
+from manallm_proxy.providers.evidence import is_for_all
+from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import clamp_max_tokens
-from manallm_proxy.providers.native.history import without_foreign
+from manallm_proxy.providers.native.history import (
+    CONTRARY,
+    refused_thinking,
+    with_accepted_thinking,
+    without_foreign,
+)
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
@@ -34,19 +41,26 @@ class NativeWire:
 
     chats: Wire
     paths: Mapping[Endpoint, str]
+    _thinking: dict[str, frozenset[str]] = field(factory=dict)
+    """By model, oldest first: what it refused of thinking blocks, see `native.history`."""
 
     @property
     def probe_path(self) -> str | None:
         return self.chats.probe_path
 
     def splices(self, call: Call) -> bool:
-        return call.endpoint in self.paths or self.chats.splices(call)
+        return not self._thinking if call.endpoint in self.paths else self.chats.splices(call)
 
     def request(self, call: Call, entry: Entry) -> Request:
         path = self.paths.get(call.endpoint)
         if path is None:
             return self.chats.request(call, entry)
+        call = self._accepted(call, entry)
         return Request(path, rewrite(call.summary, call.body, entry.target.model), headers=call.headers)
+
+    def _accepted(self, call: Call, entry: Entry) -> Call:
+        refused = self._thinking.get(entry.target.model) if call.endpoint is not Endpoint.RESPONSES else None
+        return with_accepted_thinking(call, refused) if refused else call
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return self.chats.failure(status, headers, body)
@@ -57,6 +71,11 @@ class NativeWire:
         is_broken = call.endpoint is Endpoint.RESPONSES and refuses_arguments(body)
         if status != 400 and not (is_broken and status in (422, 500)):
             return None
+        if refused := refused_thinking(call, body):
+            sent = self._accepted(call, entry)
+            if (accepted := with_accepted_thinking(sent, (refused,))) is not sent:
+                learned = refused if is_for_all(call, refused) else ""
+                return evolve(self.request(accepted, entry), call=accepted, without=learned)
         changed = clamp_max_tokens(call, body) if call.cuts_length else None
         if changed is None:
             changed = without_foreign(call, body)
@@ -67,6 +86,10 @@ class NativeWire:
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
+        if (refused := request.without) in CONTRARY:
+            known = self._thinking.get(entry.target.model, frozenset()) - {CONTRARY[refused]}
+            remember(self._thinking, entry.target.model, known | {refused})
+            return False
         return self.chats.remember_reshaped(entry, request)
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
