@@ -10,23 +10,14 @@ import pytest
 
 from manallm_proxy.doors.carried import Carried, pack
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.upstreams import Connection, Seen, each, upstream
+from tests.strict_messages import refuses
+from tests.upstreams import each, upstream
 
 USER = {"role": "user", "content": "hi"}
 USE = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
 RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "5"}]}
 TOOL = {"name": "add", "input_schema": {"type": "object"}}
 ADAPTIVE = {"type": "adaptive"}
-MESSAGE = {
-    "id": "msg_1",
-    "type": "message",
-    "role": "assistant",
-    "model": "m",
-    "content": [{"type": "text", "text": "Hello"}],
-    "stop_reason": "end_turn",
-    "stop_sequence": None,
-    "usage": {"input_tokens": 1, "output_tokens": 1},
-}
 
 
 def thought(signature: str | None = "") -> dict[str, Any]:
@@ -35,17 +26,6 @@ def thought(signature: str | None = "") -> dict[str, Any]:
 
 def turns(*thoughts: dict[str, Any]) -> list[Any]:
     return [USER, {"role": "assistant", "content": [*thoughts, USE]}, RESULT]
-
-
-def refuses(rule: Callable[[Any], str]) -> Callable[[Connection, Seen], Any]:
-    async def answer(connection: Connection, seen: Seen) -> None:
-        if words := rule(seen.json):
-            error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
-            await connection.reply(error, "400 Bad Request")
-        else:
-            await connection.reply(MESSAGE)
-
-    return answer
 
 
 def signed_only(asked: Any) -> str:

@@ -17,6 +17,7 @@ from manallm_proxy.openai.rows import Row, read_rows
 from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
+from manallm_proxy.providers.native import hints
 from manallm_proxy.providers.native.history import MISSED, UNSIGNED
 from manallm_proxy.providers.tool_schemas import SCHEMAS
 from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
@@ -42,6 +43,12 @@ LEARNED: Final = {
     UNSIGNED: rb"signature\W{1,4}in \W{0,2}thinking|thinking\.signature|(?:corrupted|invalid|missing a) thought"
     rb"|thought[ _]?signature is not",
     MISSED: rb"must be passed back|(?:reasoning_content|thinking)%b[^{}]{0,160}is missing" % _NO_KEY,
+    hints.BUDGETS: rb"thinking\.type\.enabled",
+    hints.ADAPTIVE: rb"adaptive thinking is|thinking\.type\.adaptive|tag 'adaptive'",
+    hints.EFFORT: rb"not support (?:the|reasoning) effort|output_config(?:\.effort)?:",
+    hints.EDITING: rb"\bcontext_management\b%b" % _NO_KEY,
+    hints.OF_TOOLS: rb"\b(?:defer_loading|eager_input_streaming|input_examples)\b%b" % _NO_KEY,
+    **dict.fromkeys((hints.CACHING, hints.HOURS), rb"\bcache_control\b%b" % _NO_KEY),
     FIELD: rb"reasoning_?effort%b" % _NO_KEY,
     BESIDE_TOOLS: rb"reasoning_effort (?:are|to)",
     SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",

@@ -6,7 +6,8 @@ and in a response also its id and references to stored state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Final
 
 from attrs import evolve, field
 
@@ -17,9 +18,10 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
 from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
-from manallm_proxy.providers.evidence import is_for_all
+from manallm_proxy.providers.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import clamp_max_tokens
+from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, HINTS, refused_hint, without_hints
 from manallm_proxy.providers.native.history import (
     CONTRARY,
     refused_thinking,
@@ -33,6 +35,8 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
+_CONTRARY: Final = {**CONTRARY, BUDGETS: ADAPTIVE, ADAPTIVE: BUDGETS}
+
 
 @define
 class NativeWire:
@@ -41,15 +45,15 @@ class NativeWire:
 
     chats: Wire
     paths: Mapping[Endpoint, str]
-    _thinking: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what it refused of thinking blocks, see `native.history`."""
+    _refusing: dict[str, frozenset[str]] = field(factory=dict)
+    """By model, oldest first: what it refused of Messages, see `native.history` and `hints`."""
 
     @property
     def probe_path(self) -> str | None:
         return self.chats.probe_path
 
     def splices(self, call: Call) -> bool:
-        return not self._thinking if call.endpoint in self.paths else self.chats.splices(call)
+        return not self._refusing if call.endpoint in self.paths else self.chats.splices(call)
 
     def request(self, call: Call, entry: Entry) -> Request:
         path = self.paths.get(call.endpoint)
@@ -59,8 +63,8 @@ class NativeWire:
         return Request(path, rewrite(call.summary, call.body, entry.target.model), headers=call.headers)
 
     def _accepted(self, call: Call, entry: Entry) -> Call:
-        refused = self._thinking.get(entry.target.model) if call.endpoint is not Endpoint.RESPONSES else None
-        return with_accepted_thinking(call, refused) if refused else call
+        refused = self._refusing.get(entry.target.model) if call.endpoint is not Endpoint.RESPONSES else None
+        return _without(call, refused) if refused else call
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return self.chats.failure(status, headers, body)
@@ -71,10 +75,10 @@ class NativeWire:
         is_broken = call.endpoint is Endpoint.RESPONSES and refuses_arguments(body)
         if status != 400 and not (is_broken and status in (422, 500)):
             return None
-        if refused := refused_thinking(call, body):
+        if refused := refused_thinking(call, body) or refused_hint(call, body):
             sent = self._accepted(call, entry)
-            if (accepted := with_accepted_thinking(sent, (refused,))) is not sent:
-                learned = refused if is_for_all(call, refused) else ""
+            if (accepted := _without(sent, (refused,))) is not sent:
+                learned = refused if refused in LEARNED and is_for_all(call, refused) else ""
                 return evolve(self.request(accepted, entry), call=accepted, without=learned)
         changed = clamp_max_tokens(call, body) if call.cuts_length else None
         if changed is None:
@@ -86,9 +90,9 @@ class NativeWire:
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        if (refused := request.without) in CONTRARY:
-            known = self._thinking.get(entry.target.model, frozenset()) - {CONTRARY[refused]}
-            remember(self._thinking, entry.target.model, known | {refused})
+        if (refused := request.without) in _CONTRARY or refused in HINTS:
+            known = self._refusing.get(entry.target.model, frozenset()) - {_CONTRARY.get(refused, "")}
+            remember(self._refusing, entry.target.model, known | {refused})
             return False
         return self.chats.remember_reshaped(entry, request)
 
@@ -113,6 +117,11 @@ class NativeWire:
 
     def listed(self, body: bytes) -> ModelList:
         return self.chats.listed(body)
+
+
+def _without(call: Call, refused: Collection[str]) -> Call:
+    """A request of Messages without what is `refused`; itself if there is nothing to change."""
+    return with_accepted_thinking(without_hints(call, refused), refused)
 
 
 def _no_stream(body: bytes) -> Answer:
