@@ -70,6 +70,8 @@ _LEAST_PRO_BUDGET: Final = 128
 
 SIGNATURES, ANY_SIGNATURE_AS_IT_IS = "signatures", "any_signature"
 """In a call's ``denied``: what the target has refused, the signatures of its history, and what stands in for them."""
+THINKING: Final = "thinking"
+"""Likewise: to think otherwise than it does by itself."""
 
 
 def build(call: Call, entry: Entry) -> Request:
@@ -111,7 +113,7 @@ def _chat(asked: Fields, model: str, call: Call, texts: StandIns) -> Fields:
     fields |= _tools(asked, talk.name)
     google = google_fields(asked)
     settings = _settings(asked) | _format(asked) | _logprobs(asked) | _answer_kinds(asked)
-    if thinking := google.thinking or _thinking(asked, model):
+    if thinking := google.thinking or (THINKING not in call.denied and _thinking(asked, model)):
         settings["thinkingConfig"] = thinking
     return fields | google.top | _config(settings)
 

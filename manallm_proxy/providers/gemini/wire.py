@@ -18,10 +18,11 @@ from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.providers.effort import FIELD, is_wish
 from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
-from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES
+from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES, THINKING
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
 from manallm_proxy.providers.history import note_changes, refuses_signatures
 from manallm_proxy.providers.length import clamp_max_tokens
@@ -33,6 +34,11 @@ _BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _VERSION: Final = "v1beta"
 """The API version that also serves preview models (ai.google.dev/gemini-api/docs/api-versions)."""
 _VERSIONED: Final = re.compile(r"\w+://[^/]+/(?:.*/)?v\d+\w*", re.ASCII)
+
+_UNTHINKING: Final = re.compile(
+    rb"\bthinking (?:level |budget )?(?:\w{1,20} )?is not (?:supported|enabled)|only works in thinking mode",
+    re.IGNORECASE,
+)
 
 
 def versioned(base_url: str | None) -> str:
@@ -57,11 +63,18 @@ class GeminiWire:
         return errors.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Replaces the signatures of the history, which may be of another model, or reduces ``max_tokens``."""
+        """Replaces the signatures of the history, which may be of another model, or reduces ``max_tokens``.
+
+        An effort that a client sets for all models is left out.
+        """
         if status != 400 or call.endpoint is not Endpoint.CHAT:
             return None
         if refuses_signatures(body):
             return self._with_stand_ins(call, entry)
+        if _UNTHINKING.search(body) and not is_wish(call):
+            call.remarks.append(f"not sent on: {FIELD}, which the target does not know")
+            changed = evolve(call, denied=call.denied | {THINKING})
+            return evolve(self.request(changed, entry), call=changed)
         shorter = clamp_max_tokens(call, body) if call.cuts_length else None
         return evolve(self.request(shorter, entry), call=shorter) if shorter is not None else None
 
