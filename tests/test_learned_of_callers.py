@@ -109,6 +109,8 @@ def test_what_a_usual_history_may_have() -> None:
                 "max_completion_tokens": 9,
                 "top_k": 40,
                 "reasoning_effort": "low",
+                "temperature": 0.7,
+                "top_p": 1,
             }
         )
         .replace("TEXT", texts)

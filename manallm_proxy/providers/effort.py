@@ -17,7 +17,7 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.request import TOOLS, spliced
 from manallm_proxy.openai.rows import with_value
 from manallm_proxy.providers.classify import envelope
-from manallm_proxy.providers.length import is_unknown, without_field
+from manallm_proxy.providers.length import is_unknown
 
 FIELD: Final = "reasoning_effort"
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -65,14 +65,6 @@ def is_wish(call: Call) -> bool:
     """Whether the effort is the wish of a client that knows the model: of a chat's, or of Ollama's with ``think``.
     Those of other APIs set one for all models alike."""
     return FIELD in call.summary.spans and (call.relays or bool(call.ollama.get("think")))
-
-
-def without_effort(call: Call) -> Call:
-    """`call` without an effort; itself if that is a wish."""
-    if FIELD not in call.summary.spans or is_wish(call):
-        return call
-    call.remarks.append(f"not sent on: {FIELD}, which the target does not know")
-    return without_field(call, FIELD)
 
 
 def unthinking_with_tools(call: Call) -> Call:

@@ -19,10 +19,10 @@ from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGN
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
 from manallm_proxy.providers.native import hints
 from manallm_proxy.providers.native.history import MISSED, UNSIGNED
+from manallm_proxy.providers.refused_fields import TEMPERATURE, TOP_K, TOP_P
 from manallm_proxy.providers.tool_schemas import SCHEMAS
 from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
 
-TOP_K: Final = "top_k"
 _NO_KEY: Final = rb"(?!\"\s*:)"
 LEARNED: Final = {
     TURNS: rb"unexpected role",
@@ -40,6 +40,11 @@ LEARNED: Final = {
     OLDER: rb"max_tokens%b" % _NO_KEY,
     NEWER: rb"max_completion_tokens%b" % _NO_KEY,
     TOP_K: rb"top_k%b" % _NO_KEY,
+    **dict.fromkeys(
+        (TEMPERATURE, TOP_P),
+        rb"(?:temperature|top_p)%b[^{}]{0,60}(?:not support|is allowed|deprecated for|cannot both|is unsupported)"
+        % _NO_KEY,
+    ),
     UNSIGNED: rb"signature\W{1,4}in \W{0,2}thinking|thinking\.signature|(?:corrupted|invalid|missing a) thought"
     rb"|thought[ _]?signature is not",
     MISSED: rb"must be passed back|(?:reasoning_content|thinking)%b[^{}]{0,160}is missing" % _NO_KEY,
@@ -68,6 +73,7 @@ _USUAL: Final = {
 _LENGTH: Final = re.compile(rb"(?:1\d|[1-9])?\d{1,4}")
 _VALUES: Final = {
     TOP_K: re.compile(rb"[1-9]\d{0,2}"),
+    **dict.fromkeys((TEMPERATURE, TOP_P), re.compile(rb"[01](?:\.\d{1,17})?")),
     OLDER: _LENGTH,
     NEWER: _LENGTH,
     FIELD: re.compile(rb'"(?:low|medium|high)"'),  # which all models know that know any

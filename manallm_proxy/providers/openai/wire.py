@@ -27,14 +27,11 @@ from manallm_proxy.providers.broken_arguments import refuses_arguments, with_who
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.effort import (
     BESIDE_TOOLS,
-    FIELD,
     nearest_effort,
     refuses_beside_tools,
-    refuses_effort,
     unthinking_with_tools,
-    without_effort,
 )
-from manallm_proxy.providers.evidence import TOP_K, is_for_all
+from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.history import (
     EXTRAS,
@@ -48,7 +45,7 @@ from manallm_proxy.providers.history import (
     without_signatures,
 )
 from manallm_proxy.providers.learned import remember
-from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, is_unknown, named, wanted_name, without_field
+from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -65,6 +62,7 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
+from manallm_proxy.providers.refused_fields import LEFT_OUT, refused_field, without_refused
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
 from manallm_proxy.providers.turns import ORDERS, refused_order
@@ -91,7 +89,7 @@ class OpenAIWire:
     _forgetful: dict[str, frozenset[str]] = field(factory=dict)
     """By model, oldest first: what those refused in a history that have refused any of it, see `history`."""
     _fieldless: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what it refused of ``top_k`` and ``reasoning_effort``."""
+    """By model, oldest first: what it refused, see `refused_fields`."""
     _unthinking: dict[str, None] = field(factory=dict)
     """Models that take no tools unless they need not think, oldest first."""
     _as_objects: dict[str, None] = field(factory=dict)
@@ -125,17 +123,10 @@ class OpenAIWire:
         if self._unthinking and entry.target.model in self._unthinking and call.endpoint is Endpoint.CHAT:
             call = unthinking_with_tools(call)
         if self._fieldless and not call.relays and (refused := self._fieldless.get(entry.target.model)):
-            call = self._without_top_k(call) if TOP_K in refused else call
-            call = without_effort(call) if FIELD in refused else call
+            for what in sorted(refused):
+                call = without_refused(call, what)
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
         return call if name is None else named(call, name)
-
-    def _without_top_k(self, call: Call) -> Call:
-        """`call` without what other APIs have and OpenAI's chats have not."""
-        if TOP_K not in call.summary.spans:
-            return call
-        call.remarks.append(f"not sent on: {TOP_K}, which the target does not know")
-        return without_field(call, TOP_K)
 
     def _may_ask(self, call: Call, entry: Entry) -> bool:
         return self.asks_usage and entry.target.model not in self._strict and USAGE not in call.denied
@@ -152,8 +143,8 @@ class OpenAIWire:
         So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
         ids of calls get another form, and so do arguments that are no JSON, and the schemas of tools.
 
-        Of what a door has translated it also leaves out ``top_k`` and ``reasoning_effort``, or gives the effort as the
-        nearest that the target knows, and the length in the name that it wants.
+        Of what a door has translated it also leaves out some settings, or gives the effort as the nearest that the
+        target knows, and the length in the name that it wants.
         """
         is_broken = call.endpoint is Endpoint.CHAT and refuses_arguments(body)
         is_form = status == 500 and (is_broken or bool(refused_order(body)))  # llama.cpp's status for both
@@ -174,8 +165,6 @@ class OpenAIWire:
             return self._again(as_objects, entry, _for_all(sent, SCHEMAS))
         if is_broken and (whole := with_whole_arguments(sent)) is not sent:
             return self._again(whole, entry)
-        if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
-            return self._again(self._without_top_k(sent), entry, _for_all(sent, TOP_K))
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self._again(self._renamed(shorter, entry), entry)
         if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
@@ -183,9 +172,9 @@ class OpenAIWire:
         if call.endpoint is Endpoint.CHAT and refuses_beside_tools(body):
             silent = unthinking_with_tools(sent)
             return self._again(silent, entry, _for_all(sent, BESIDE_TOOLS)) if silent is not sent else None
-        is_refused = FIELD in sent.summary.spans and (refuses_effort(body) or _says_no_effort(sent, body))
-        if is_refused and (silent := without_effort(sent)) is not sent:
-            return self._again(silent, entry, _for_all(sent, FIELD))
+        field = refused_field(sent, body) if not call.relays else ""
+        if field and (silent := without_refused(sent, field)) is not sent:
+            return self._again(silent, entry, _for_all(sent, field))
         if USAGE.encode() not in body or call.summary.wants_usage or not call.summary.stream:
             return None
         return self._again(evolve(sent, denied=sent.denied | {USAGE}), entry, without=USAGE)
@@ -198,7 +187,7 @@ class OpenAIWire:
             known = self._forgetful.get(model, frozenset())
             contrary = {REASONING} if refused & NEEDED.keys() else NEEDED.keys() if REASONING in refused else set()
             remember(self._forgetful, model, refused | (known - contrary))
-        if request.without in (TOP_K, FIELD):
+        if request.without in LEFT_OUT:
             remember(self._fieldless, model, self._fieldless.get(model, frozenset()) | {request.without})
         if request.without == BESIDE_TOOLS:
             remember(self._unthinking, model, None)
@@ -249,11 +238,6 @@ class OpenAIWire:
 def _for_all(call: Call, *refused: str) -> str:
     """What may be learned of what is `refused` of `call`, as a request's `without`."""
     return " ".join(what for what in refused if is_for_all(call, what))
-
-
-def _says_no_effort(call: Call, refusal: bytes) -> bool:
-    """Whether it asks not to think, and the `refusal` is of that."""
-    return FIELD.encode() in refusal and call.body[slice(*call.summary.spans[FIELD])] == b'"none"'
 
 
 def _whole(body: bytes) -> Answer:
