@@ -19,6 +19,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
 from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.evidence import LEARNED, is_for_all
+from manallm_proxy.providers.forced_choice import unthinking_for_choice
 from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, HINTS, refused_hint, without_hints
@@ -85,6 +86,8 @@ class NativeWire:
             changed = without_foreign(call, body)
         if changed is call and refuses_schemas(body):
             changed = with_object_schemas(call)
+        if changed is call and call.endpoint is Endpoint.MESSAGES:
+            changed = unthinking_for_choice(call, body)
         if changed is call and is_broken:
             changed = with_whole_arguments(call)
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None

@@ -33,6 +33,7 @@ from manallm_proxy.providers.effort import (
 )
 from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
+from manallm_proxy.providers.forced_choice import unthinking_for_choice
 from manallm_proxy.providers.history import (
     EXTRAS,
     IDS,
@@ -172,6 +173,8 @@ class OpenAIWire:
         if call.endpoint is Endpoint.CHAT and refuses_beside_tools(body):
             silent = unthinking_with_tools(sent)
             return self._again(silent, entry, _for_all(sent, BESIDE_TOOLS)) if silent is not sent else None
+        if call.endpoint is Endpoint.CHAT and (silent := unthinking_for_choice(sent, body)) is not sent:
+            return self._again(silent, entry)
         field = refused_field(sent, body) if not call.relays else ""
         if field and (silent := without_refused(sent, field)) is not sent:
             return self._again(silent, entry, _for_all(sent, field))
