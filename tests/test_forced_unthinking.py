@@ -1,4 +1,4 @@
-"""A call that must be made, by a model that makes only calls of its own choice while it thinks: it does not think then."""
+"""A call that must be made, by a model that only makes those of its own choice while it thinks: it does not then."""
 
 from __future__ import annotations
 
