@@ -18,15 +18,19 @@ from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
 from manallm_proxy.providers.native import hints
-from manallm_proxy.providers.native.history import MISSED, UNSIGNED
+from manallm_proxy.providers.native.history import DEVELOPERS, MISSED, UNSIGNED
 from manallm_proxy.providers.refused_fields import TEMPERATURE, TOP_K, TOP_P
 from manallm_proxy.providers.tool_schemas import SCHEMAS
-from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
+from manallm_proxy.providers.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
 
 _NO_KEY: Final = rb"(?!\"\s*:)"
 LEARNED: Final = {
     TURNS: rb"unexpected role",
     ALTERNATE: rb"(?:must|should) alternate",
+    **dict.fromkeys(
+        (DEVELOPER, DEVELOPERS),
+        rb"(?:variant|tag) \W{0,2}developer|unexpected message role|developer\W{1,4}(?:role )?is not",
+    ),
     ONE_SYSTEM: rb"system message must be",
     IDS: rb"call id was|string (?:too long|should)",
     REASONING: rb"reasoning_(?:content|details)%b|['`\\.]reasoning['`\\:\"]|\"reasoning\"(?!\s*:)" % _NO_KEY,

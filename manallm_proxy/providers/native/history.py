@@ -26,6 +26,7 @@ from manallm_proxy.providers.history import (
     refuses_signatures,
     shortened,
 )
+from manallm_proxy.providers.turns import DEVELOPER, ORDERS, refused_order, without_developer
 
 _SEALED: Final = re.compile(
     rb"invalid_encrypted_content|encrypted[ _]content.{0,200}could not be (?:verified|decrypted)", re.DOTALL
@@ -37,6 +38,8 @@ _MISSED: Final = re.compile(
 UNSIGNED, MISSED = "unsigned", "missed thinking"
 """What may be refused of thinking blocks, and is learned then: those without a signature, or that there are none."""
 CONTRARY: Final = {UNSIGNED: MISSED, MISSED: UNSIGNED}
+DEVELOPERS: Final = "developer of input"
+"""Likewise, of Responses: messages of a developer."""
 _REASONING: Final = msgspec.Raw(b'"reasoning"')
 _TOOL_IDS: Final = {b'"tool_use"': "id", b'"tool_result"': "tool_use_id"}
 _NULL: Final = msgspec.Raw(b"null")
@@ -57,6 +60,19 @@ def without_foreign(call: Call, refusal: bytes) -> Call:
         changed, what = without_thinking(call, lambda block: True) if is_foreign else call, "reasoning left out"
     if changed is not call:
         note_changes(call, what)
+    return changed
+
+
+def refuses_developer(call: Call, refusal: bytes) -> bool:
+    """Whether a `refusal` of Responses is of a developer's messages."""
+    return call.endpoint is Endpoint.RESPONSES and refused_order(refusal) == DEVELOPER
+
+
+def without_developers(call: Call) -> Call:
+    """A request of Responses without messages of a developer; itself if it has none."""
+    changed = changed_rows(call, "input", without_developer)
+    if changed is not call:
+        note_changes(call, ORDERS[DEVELOPER])
     return changed
 
 

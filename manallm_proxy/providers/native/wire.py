@@ -25,8 +25,11 @@ from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, HINTS, refused_hint, without_hints
 from manallm_proxy.providers.native.history import (
     CONTRARY,
+    DEVELOPERS,
     refused_thinking,
+    refuses_developer,
     with_accepted_thinking,
+    without_developers,
     without_foreign,
 )
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
@@ -36,6 +39,7 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
+_LEARNED: Final = HINTS | {*CONTRARY, DEVELOPERS}
 _CONTRARY: Final = {**CONTRARY, BUDGETS: ADAPTIVE, ADAPTIVE: BUDGETS}
 
 
@@ -47,7 +51,7 @@ class NativeWire:
     chats: Wire
     paths: Mapping[Endpoint, str]
     _refusing: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what it refused of Messages, see `native.history` and `hints`."""
+    """By model, oldest first: what it refused, see `native.history` and `hints`."""
 
     @property
     def probe_path(self) -> str | None:
@@ -64,7 +68,7 @@ class NativeWire:
         return Request(path, rewrite(call.summary, call.body, entry.target.model), headers=call.headers)
 
     def _accepted(self, call: Call, entry: Entry) -> Call:
-        refused = self._refusing.get(entry.target.model) if call.endpoint is not Endpoint.RESPONSES else None
+        refused = self._refusing.get(entry.target.model)
         return _without(call, refused) if refused else call
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -76,7 +80,7 @@ class NativeWire:
         is_broken = call.endpoint is Endpoint.RESPONSES and refuses_arguments(body)
         if status != 400 and not (is_broken and status in (422, 500)):
             return None
-        if refused := refused_thinking(call, body) or refused_hint(call, body):
+        if refused := _refused(call, body):
             sent = self._accepted(call, entry)
             if (accepted := _without(sent, (refused,))) is not sent:
                 learned = refused if refused in LEARNED and is_for_all(call, refused) else ""
@@ -93,7 +97,7 @@ class NativeWire:
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        if (refused := request.without) in _CONTRARY or refused in HINTS:
+        if (refused := request.without) in _LEARNED:
             known = self._refusing.get(entry.target.model, frozenset()) - {_CONTRARY.get(refused, "")}
             remember(self._refusing, entry.target.model, known | {refused})
             return False
@@ -122,8 +126,17 @@ class NativeWire:
         return self.chats.listed(body)
 
 
+def _refused(call: Call, refusal: bytes) -> str:
+    """What a `refusal` is about that `_without` can leave out; empty: nothing."""
+    if refuses_developer(call, refusal):
+        return DEVELOPERS
+    return refused_thinking(call, refusal) or refused_hint(call, refusal)
+
+
 def _without(call: Call, refused: Collection[str]) -> Call:
-    """A request of Messages without what is `refused`; itself if there is nothing to change."""
+    """`call` without what is `refused`; itself if there is nothing to change."""
+    if call.endpoint is Endpoint.RESPONSES:
+        return without_developers(call) if DEVELOPERS in refused else call
     return with_accepted_thinking(without_hints(call, refused), refused)
 
 
