@@ -19,6 +19,7 @@ from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGN
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
 from manallm_proxy.providers.native import hints
 from manallm_proxy.providers.native.history import DEVELOPERS, MISSED, UNSIGNED
+from manallm_proxy.providers.native.response_hints import RESPONSE_HINTS
 from manallm_proxy.providers.refused_fields import TEMPERATURE, TOP_K, TOP_P
 from manallm_proxy.providers.tool_schemas import SCHEMAS
 from manallm_proxy.providers.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
@@ -58,6 +59,7 @@ LEARNED: Final = {
     hints.EDITING: rb"\bcontext_management\b%b" % _NO_KEY,
     hints.OF_TOOLS: rb"\b(?:defer_loading|eager_input_streaming|input_examples)\b%b" % _NO_KEY,
     **dict.fromkeys((hints.CACHING, hints.HOURS), rb"\bcache_control\b%b" % _NO_KEY),
+    **dict.fromkeys(RESPONSE_HINTS, rb"unsupported parameter|encrypted content is not"),
     FIELD: rb"reasoning_?effort%b" % _NO_KEY,
     BESIDE_TOOLS: rb"reasoning_effort (?:are|to)",
     SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",

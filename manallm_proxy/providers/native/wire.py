@@ -33,13 +33,18 @@ from manallm_proxy.providers.native.history import (
     without_foreign,
 )
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
+from manallm_proxy.providers.native.response_hints import (
+    RESPONSE_HINTS,
+    refused_response_hint,
+    without_response_hints,
+)
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
-_LEARNED: Final = HINTS | {*CONTRARY, DEVELOPERS}
+_LEARNED: Final = HINTS | RESPONSE_HINTS | {*CONTRARY, DEVELOPERS}
 _CONTRARY: Final = {**CONTRARY, BUDGETS: ADAPTIVE, ADAPTIVE: BUDGETS}
 
 
@@ -130,13 +135,16 @@ def _refused(call: Call, refusal: bytes) -> str:
     """What a `refusal` is about that `_without` can leave out; empty: nothing."""
     if refuses_developer(call, refusal):
         return DEVELOPERS
+    if call.endpoint is Endpoint.RESPONSES:
+        return refused_response_hint(refusal)
     return refused_thinking(call, refusal) or refused_hint(call, refusal)
 
 
 def _without(call: Call, refused: Collection[str]) -> Call:
     """`call` without what is `refused`; itself if there is nothing to change."""
     if call.endpoint is Endpoint.RESPONSES:
-        return without_developers(call) if DEVELOPERS in refused else call
+        changed = without_response_hints(call, refused)
+        return without_developers(changed) if DEVELOPERS in refused else changed
     return with_accepted_thinking(without_hints(call, refused), refused)
 
 
