@@ -117,6 +117,8 @@ REFUSALS = {
     "max_tokens is too large: 9000. This model supports at most 4096 completion tokens, whereas you gave 9000.": 4096,
     "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 10000 tokens "
     "and your request has 1500 input tokens (9000 > 10000 - 1500). None": 8500,
+    "Requested token count exceeds the model's maximum context length of 10000 tokens. You requested a total of 16000 "
+    "tokens: 7000 tokens from the input messages and 9000 tokens for the completion.": 3000,
     "This model's maximum context length is 8192 tokens. However, you requested 9064 tokens (64 in the messages, 9000 "
     "in the completion). Please reduce the length of the messages or completion.": 8128,
     "max_tokens: 9000 > 8000, which is the maximum allowed number of output tokens for claude-x": 8000,
