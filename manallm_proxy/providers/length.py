@@ -2,9 +2,9 @@
 
 OpenAI's newer models refuse ``max_tokens``, and Mistral and other strict servers ``max_completion_tokens``. The numbers
 are in the refusal's message: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum context length is 64001
-tokens and your request has 24235 input tokens"), SGLang ("tokens from the input messages"), Anthropic ("max_tokens: 9 > 8, which is the maximum"), DeepSeek ("the
-valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`"), Gemini ("the supported range is
-from 1 (inclusive) to 8193 (exclusive)").
+tokens and your request has 24235 input tokens"), SGLang ("7000 tokens from the input messages"), Anthropic
+("max_tokens: 9 > 8, which is the maximum"), DeepSeek ("the valid range of max_tokens is [1, 8192]"), Groq ("must be
+less than or equal to `8192`"), Gemini ("the supported range is from 1 (inclusive) to 8193 (exclusive)").
 """
 
 from __future__ import annotations
