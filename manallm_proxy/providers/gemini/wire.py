@@ -26,6 +26,7 @@ from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNA
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
 from manallm_proxy.providers.history import note_changes, refuses_signatures
 from manallm_proxy.providers.length import clamp_max_tokens
+from manallm_proxy.providers.missing_results import misses_results, with_results
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
@@ -65,7 +66,7 @@ class GeminiWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """Replaces the signatures of the history, which may be of another model, or reduces ``max_tokens``.
 
-        An effort that a client sets for all models is left out.
+        An effort that a client sets for all models is left out, and calls without a result get one.
         """
         if status != 400 or call.endpoint is not Endpoint.CHAT:
             return None
@@ -75,6 +76,8 @@ class GeminiWire:
             call.remarks.append(f"not sent on: {FIELD}, which the target does not know")
             changed = evolve(call, denied=call.denied | {THINKING})
             return evolve(self.request(changed, entry), call=changed)
+        if misses_results(body) and (paired := with_results(call)) is not call:
+            return evolve(self.request(paired, entry), call=paired)
         shorter = clamp_max_tokens(call, body) if call.cuts_length else None
         return evolve(self.request(shorter, entry), call=shorter) if shorter is not None else None
 

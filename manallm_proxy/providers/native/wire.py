@@ -22,6 +22,7 @@ from manallm_proxy.providers.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.forced_choice import unthinking_for_choice
 from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import clamp_max_tokens
+from manallm_proxy.providers.missing_results import misses_results, with_results
 from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, HINTS, refused_hint, without_hints
 from manallm_proxy.providers.native.history import (
     CONTRARY,
@@ -97,6 +98,8 @@ class NativeWire:
             changed = with_object_schemas(call)
         if changed is call and call.endpoint is Endpoint.MESSAGES:
             changed = unthinking_for_choice(call, body)
+        if changed is call and misses_results(body):
+            changed = with_results(call)
         if changed is call and is_broken:
             changed = with_whole_arguments(call)
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None

@@ -47,6 +47,7 @@ from manallm_proxy.providers.history import (
 )
 from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
+from manallm_proxy.providers.missing_results import misses_results, with_results
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -164,6 +165,8 @@ class OpenAIWire:
             and (as_objects := with_object_schemas(sent)) is not sent
         ):
             return self._again(as_objects, entry, _for_all(sent, SCHEMAS))
+        if call.endpoint is Endpoint.CHAT and misses_results(body) and (paired := with_results(sent)) is not sent:
+            return self._again(paired, entry)
         if is_broken and (whole := with_whole_arguments(sent)) is not sent:
             return self._again(whole, entry)
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
