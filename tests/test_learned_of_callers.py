@@ -13,6 +13,7 @@ import pytest
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.providers.evidence import LEARNED, is_for_all
+from manallm_proxy.providers.native import evidence as native
 from tests.histories import GO, HISTORY, PLAIN, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
@@ -119,6 +120,7 @@ def test_what_a_usual_history_may_have() -> None:
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
+    assert [what for what in native.LEARNED if not native.is_for_all(call, what)] == []
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])

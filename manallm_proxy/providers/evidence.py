@@ -7,6 +7,7 @@ odd member, or with the words of a refusal in a text, would change what the mode
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -17,59 +18,51 @@ from manallm_proxy.openai.rows import Row, read_rows
 from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
-from manallm_proxy.providers.native import hints
-from manallm_proxy.providers.native.history import DEVELOPERS, MISSED, UNSIGNED
-from manallm_proxy.providers.native.response_hints import RESPONSE_HINTS
 from manallm_proxy.providers.refused_fields import TEMPERATURE, TOP_K, TOP_P
 from manallm_proxy.providers.tool_schemas import SCHEMAS
 from manallm_proxy.providers.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
 
-_NO_KEY: Final = rb"(?!\"\s*:)"
+NO_KEY: Final = rb"(?!\"\s*:)"
+OF_DEVELOPER: Final = rb"(?:variant|tag) \W{0,2}developer|unexpected message role|developer\W{1,4}(?:role )?is not"
 LEARNED: Final = {
     TURNS: rb"unexpected role",
     ALTERNATE: rb"(?:must|should) alternate",
-    **dict.fromkeys(
-        (DEVELOPER, DEVELOPERS),
-        rb"(?:variant|tag) \W{0,2}developer|unexpected message role|developer\W{1,4}(?:role )?is not",
-    ),
+    DEVELOPER: OF_DEVELOPER,
     ONE_SYSTEM: rb"system message must be",
     IDS: rb"call id was|string (?:too long|should)",
-    REASONING: rb"reasoning_(?:content|details)%b|['`\\.]reasoning['`\\:\"]|\"reasoning\"(?!\s*:)" % _NO_KEY,
-    SIGNATURES: rb"extra_content%b" % _NO_KEY,
+    REASONING: rb"reasoning_(?:content|details)%b|['`\\.]reasoning['`\\:\"]|\"reasoning\"(?!\s*:)" % NO_KEY,
+    SIGNATURES: rb"extra_content%b" % NO_KEY,
     EXTRAS: rb"['`\\.](?:annotations|audio|function_call|images|refusal)['`\\\"]|not a string: null",
     **dict.fromkeys(
         NEEDED,
         rb"must be passed back|reasoning(?!(?:_content)?\"\s*:)[^{}]{0,160}is missing|missing.{1,24}reasoning_content%b"
-        % _NO_KEY,
+        % NO_KEY,
     ),
-    OLDER: rb"max_tokens%b" % _NO_KEY,
-    NEWER: rb"max_completion_tokens%b" % _NO_KEY,
-    TOP_K: rb"top_k%b" % _NO_KEY,
+    OLDER: rb"max_tokens%b" % NO_KEY,
+    NEWER: rb"max_completion_tokens%b" % NO_KEY,
+    TOP_K: rb"top_k%b" % NO_KEY,
     **dict.fromkeys(
         (TEMPERATURE, TOP_P),
         rb"(?:temperature|top_p)%b[^{}]{0,60}(?:not support|is allowed|deprecated for|cannot both|is unsupported)"
-        % _NO_KEY,
+        % NO_KEY,
     ),
-    UNSIGNED: rb"signature\W{1,4}in \W{0,2}thinking|thinking\.signature|(?:corrupted|invalid|missing a) thought"
-    rb"|thought[ _]?signature is not",
-    MISSED: rb"must be passed back|(?:reasoning_content|thinking)%b[^{}]{0,160}is missing" % _NO_KEY,
-    hints.BUDGETS: rb"thinking\.type\.enabled",
-    hints.ADAPTIVE: rb"adaptive thinking is|thinking\.type\.adaptive|tag 'adaptive'",
-    hints.EFFORT: rb"not support (?:the|reasoning) effort|output_config(?:\.effort)?:",
-    hints.EDITING: rb"\bcontext_management\b%b" % _NO_KEY,
-    hints.OF_TOOLS: rb"\b(?:defer_loading|eager_input_streaming|input_examples)\b%b" % _NO_KEY,
-    **dict.fromkeys((hints.CACHING, hints.HOURS), rb"\bcache_control\b%b" % _NO_KEY),
-    **dict.fromkeys(RESPONSE_HINTS, rb"unsupported parameter|encrypted content is not"),
-    FIELD: rb"reasoning_?effort%b" % _NO_KEY,
+    FIELD: rb"reasoning_?effort%b" % NO_KEY,
     BESIDE_TOOLS: rb"reasoning_effort (?:are|to)",
     SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",
 }
 """By what may be learned: words of its refusals, as they may be in a text of a request, but not as its keys."""
 _HIDDEN: Final = rb"\\u00(?!26|27|3[ce])[2-7]"
 """Letters may be escaped, which would hide words. Some writers of JSON escape ``&'<>``."""
-_PATTERNS: Final = {
-    what: re.compile(rb"%b|%b" % (words, _HIDDEN), re.IGNORECASE | re.DOTALL) for what, words in LEARNED.items()
-}
+
+
+def patterns(learned: Mapping[str, bytes]) -> dict[str, re.Pattern[bytes]]:
+    """What finds the words of ``learned`` in a request, and any that may be hidden there."""
+    return {
+        what: re.compile(rb"%b|%b" % (words, _HIDDEN), re.IGNORECASE | re.DOTALL) for what, words in learned.items()
+    }
+
+
+_PATTERNS: Final = patterns(LEARNED)
 _NULL: Final = msgspec.Raw(b"null")
 _TEXT, _NONE = re.compile(rb'null|"'), re.compile(rb"(?:null|\[\s*\])\Z")
 _USUAL: Final = {

@@ -18,12 +18,12 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
 from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
-from manallm_proxy.providers.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.forced_choice import unthinking_for_choice
 from manallm_proxy.providers.learned import remember
 from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.missing_results import misses_results, with_results
-from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, HINTS, refused_hint, without_hints
+from manallm_proxy.providers.native.evidence import LEARNED, is_for_all
+from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, refused_hint, without_hints
 from manallm_proxy.providers.native.history import (
     CONTRARY,
     DEVELOPERS,
@@ -35,7 +35,6 @@ from manallm_proxy.providers.native.history import (
 )
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
 from manallm_proxy.providers.native.response_hints import (
-    RESPONSE_HINTS,
     refused_response_hint,
     without_response_hints,
 )
@@ -45,7 +44,6 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
-_LEARNED: Final = HINTS | RESPONSE_HINTS | {*CONTRARY, DEVELOPERS}
 _CONTRARY: Final = {**CONTRARY, BUDGETS: ADAPTIVE, ADAPTIVE: BUDGETS}
 
 
@@ -89,7 +87,7 @@ class NativeWire:
         if refused := _refused(call, body):
             sent = self._accepted(call, entry)
             if (accepted := _without(sent, (refused,))) is not sent:
-                learned = refused if refused in LEARNED and is_for_all(call, refused) else ""
+                learned = refused if is_for_all(call, refused) else ""
                 return evolve(self.request(accepted, entry), call=accepted, without=learned)
         changed = clamp_max_tokens(call, body) if call.cuts_length else None
         if changed is None:
@@ -105,7 +103,7 @@ class NativeWire:
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        if (refused := request.without) in _LEARNED:
+        if (refused := request.without) in LEARNED:
             known = self._refusing.get(entry.target.model, frozenset()) - {_CONTRARY.get(refused, "")}
             remember(self._refusing, entry.target.model, known | {refused})
             return False
