@@ -14,6 +14,7 @@ ARGUMENTS: Final[dict[str, dict[str, Any]]] = {
     "bash": {"command": f"echo {SAID}", "description": "says it"},
     "Bash": {"command": f"echo {SAID}"},
     "say": {"city": "Bergen"},
+    "functions__exec": {"input": f"text((await tools.exec_command({{cmd: 'echo {SAID}'}})).output)"},
 }
 """By tool that a client brings itself, of which some bring others too; any other gets a city."""
 

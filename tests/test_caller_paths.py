@@ -76,6 +76,13 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str | None, str]] = {
         "input[2]",
         "'input[2]' must be",
     ),
+    "a result without a call": (
+        "/v1/responses",
+        "google",
+        {"input": [ASKED, {**RESULT, "call_id": None, "name": "a", "output": [TEXT, pictured(TYPELESS)]}]},
+        "input[1]",
+        "'input[1]' must be",
+    ),
     "a field": ("/v1/responses", "ollama", {"reasoning": {"effort": "huge"}}, "reasoning.effort", "'reasoning.effort'"),
     "the same of Google": ("/v1/responses", "google", {"reasoning": {"effort": "huge"}}, "reasoning.effort", "'low'"),
     "a block": (

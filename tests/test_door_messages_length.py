@@ -117,6 +117,8 @@ REFUSALS = {
     "max_tokens is too large: 9000. This model supports at most 4096 completion tokens, whereas you gave 9000.": 4096,
     "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 10000 tokens "
     "and your request has 1500 input tokens (9000 > 10000 - 1500). None": 8500,
+    "Requested token count exceeds the model's maximum context length of 10000 tokens. You requested a total of 16000 "
+    "tokens: 7000 tokens from the input messages and 9000 tokens for the completion.": 3000,
     "This model's maximum context length is 8192 tokens. However, you requested 9064 tokens (64 in the messages, 9000 "
     "in the completion). Please reduce the length of the messages or completion.": 8128,
     "max_tokens: 9000 > 8000, which is the maximum allowed number of output tokens for claude-x": 8000,
@@ -299,8 +301,17 @@ EFFORTS = {
     "xhigh": ("`reasoning_effort` must be one of `low`, `medium`, or `high`", "high"),
     "medium": ("'reasoning_effort' has allowed values: none, high", "high"),
     "low": ("'reasoning_effort': allowed values: none, medium", "medium"),
-    "high": ("'reasoning_effort' is not supported with this model", None),
+    "high": ("'reasoning_effort' has supported values: many", None),
 }
+NO_EFFORTS = {
+    "Unsupported parameter: 'reasoning_effort' is not supported with this model.": "high",
+    "Model x does not support parameter reasoningEffort.": "low",
+    "property 'reasoning_effort' is unsupported, did you mean 'reasoning_format'?": "medium",
+    "Unsupported value: 'reasoning_effort' does not support 'xhigh' with this model.": "xhigh",
+}
+"""By words of a refusal: the effort that was asked for."""
+BESIDE = "Function tools with reasoning_effort are not supported for m in /v1/chat/completions."
+TOOL = {"name": "add", "input_schema": {"type": "object"}}
 
 
 async def test_the_nearest_effort_that_a_server_knows(tmp_path: Path) -> None:
@@ -325,6 +336,57 @@ async def test_the_nearest_effort_that_a_server_knows(tmp_path: Path) -> None:
         for other in ("'reasoning_effort' is low: supported values are: 'high'", "'top_p' must be one of: low, max"):
             words = other
             assert (await p.post("/v1/messages", body))[0] == 400
+
+
+async def test_a_model_without_efforts(tmp_path: Path) -> None:
+    """Claude Code sends one with each request, whatever the model. That there is none to choose is learned."""
+    words = ""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if "reasoning_effort" in seen.json:
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(answer)) as up:
+        for refusal, effort in NO_EFFORTS.items():
+            words = refusal
+            async with proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+                body = {"max_tokens": 9, "messages": [USER], "output_config": {"effort": effort}, "temperature": 1}
+                for number in (2, 3 if effort != "xhigh" else 4):
+                    assert (await p.post("/v1/messages", body))[0] == 200
+                    assert len(up.posts) == number
+                    assert up.posts[-1].json["temperature"] == 1
+                assert p.log.getvalue().count("not sent on: reasoning_effort") == 2
+                assert (await p.chat(reasoning_effort=effort))[0] == 400
+            up.seen.clear()
+
+
+@pytest.mark.parametrize("rest", [" Please use /v1/responses instead.", " Or set reasoning_effort to 'none'."])
+async def test_a_model_that_takes_no_tools_while_it_thinks(rest: str, tmp_path: Path) -> None:
+    """OpenAI's newest in a chat, which think if nobody says otherwise. What a client says itself is its own."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("tools") and seen.json.get("reasoning_effort") != "none":
+            error = {"message": BESIDE + rest, "param": "reasoning_effort", "type": "invalid_request_error"}
+            await connection.reply({"error": error}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        message = {"max_tokens": 9, "messages": [USER], "tools": [TOOL], "output_config": {"effort": "high"}}
+        for number in (2, 3):
+            assert (await p.post("/v1/messages", message))[0] == 200
+            assert (len(up.posts), up.posts[-1].json["reasoning_effort"]) == (number, "none")
+            assert p.log.getvalue().count("reasoning_effort: none") == number - 1
+        chat = {"tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]}
+        assert (await p.chat(**chat))[0] == 200
+        assert (len(up.posts), up.posts[-1].json["reasoning_effort"]) == (4, "none")
+        assert (await p.chat(**chat, reasoning_effort="low"))[0] == 400
+        assert (await p.post("/api/chat", {**chat, "messages": [USER], "think": True, "stream": False}))[0] == 400
+        assert [seen.json["reasoning_effort"] for seen in up.posts[4:]] == ["low", "medium"]
+        await p.post("/v1/messages", {**message, "tools": []})
+        assert up.posts[-1].json["reasoning_effort"] == "high"
 
 
 async def test_a_server_names_one_field_at_a_time(tmp_path: Path) -> None:

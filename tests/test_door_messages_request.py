@@ -91,6 +91,32 @@ def test_text_is_a_plain_string_wherever_it_stands() -> None:
     assert said(HI, system="") == [HI]
 
 
+LINE = "x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch=fa690;"
+"""As Claude Code writes it, with another end each time."""
+
+
+@pytest.mark.parametrize(
+    ("system", "left"),
+    [
+        ([text(LINE), text("You are X.")], "You are X."),
+        (f"{LINE}\nYou are X.", "You are X."),
+        ([text(LINE)], ""),
+        (LINE, ""),
+        ([text(LINE), text(LINE), text("You are X.")], "You are X."),
+        ([text("You are X."), text(LINE)], f"You are X.\n{LINE}"),
+        ("x-anthropic is a word", "x-anthropic is a word"),
+        ([text(LINE), text("You are X. " * 100)], "You are X. " * 100),
+        (f"{LINE}\n" + "You are X. " * 100, "You are X. " * 100),
+    ],
+)
+@pytest.mark.parametrize("more", [0, 2**20])
+def test_a_line_for_anthropic_alone_is_left_out(system: Any, left: str, more: int) -> None:
+    """Or no beginning of a prompt would be the same twice, and a local server would read all of it at each turn."""
+    made = said({"role": "user", "content": "x" * more + "hi"}, system=system)
+    is_long_line = more and isinstance(system, str) and len(system) > 500  # never decoded: it stays
+    assert made[0].get("content") == (system if is_long_line else left) if left else len(made) == 1
+
+
 def test_images_documents_and_search_results() -> None:
     """As far as OpenAI's format has a place for them; the rest as text."""
     url = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}
@@ -115,6 +141,29 @@ def test_images_documents_and_search_results() -> None:
     assert said(user({"type": "document", "source": inner}))[0]["content"] == [text("a"), PNG_PART]
     found = {"type": "search_result", "title": "t", "source": "https://x", "content": [text("a"), text("b")]}
     assert said(user(found))[0]["content"] == "t\nhttps://x\na\nb"
+
+
+def test_a_reference_to_a_tool_is_its_name() -> None:
+    """Claude Code's search for tools gives it; all tools are sent, also those that are deferred."""
+    found = {**RESULT, "content": [{"type": "tool_reference", "tool_name": "add"}]}
+    made = chat(HI, assistant(USE), user(found), tools=[{**TOOL, "defer_loading": True}])
+    assert made["messages"][-1] == {"role": "tool", "tool_call_id": "toolu_1", "content": "Callable now: add"}
+    assert [row["function"]["name"] for row in made["tools"]] == ["add"]
+
+
+def test_a_search_that_anthropic_ran_is_left_out_and_noted() -> None:
+    """So the next target of the chain may go on with the conversation."""
+    searched = (
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "x"}},
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+        {"type": "server_tool_use", "id": "srvtoolu_2", "name": "tool_search_tool_regex", "input": {"query": "x"}},
+        {"type": "tool_search_tool_result", "tool_use_id": "srvtoolu_2", "content": {}},
+    )
+    body = {"max_tokens": 10, "messages": [HI, assistant(*searched, text("It is so.")), HI]}
+    call, _ = MessagesDoor().read(json.dumps(body).encode(), CLIENT)
+    assert json.loads(call.body)["messages"] == [HI, {"role": "assistant", "content": "It is so."}, HI]
+    kinds = ("server_tool_use", "web_search_tool_result", "tool_search_tool_result")
+    assert call.notes == tuple(f"not sent on: block {kind}" for kind in kinds)
 
 
 def test_results_come_before_the_text_of_their_turn() -> None:

@@ -114,6 +114,15 @@ async def test_a_picture_in_every_form_that_clients_give_it(part: dict[str, Any]
     assert shown["content"][1:] == [wanted]
 
 
+async def test_the_original_size_of_a_picture_is_the_highest() -> None:
+    """Codex asks for it, and vLLM, GLM and others refuse the word: in a message, and in a tool's result."""
+    picture = {"type": "input_image", "image_url": "https://x/y.png", "detail": "original"}
+    wanted = {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "high"}}
+    made = await messages({"role": "user", "content": [picture]}, CALL, {**RESULT, "output": [picture]})
+    assert made[0]["content"] == [wanted]
+    assert made[-1]["content"][1:] == [wanted]
+
+
 async def test_other_parts_of_a_chat_are_read_too() -> None:
     """Some clients send a chat's parts here; what a chat calls ``file`` is the same thing."""
     file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,aGk=", "filename": "a.pdf"}}

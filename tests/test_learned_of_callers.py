@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.providers.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.history import NEEDED
+from manallm_proxy.providers.native import evidence as native
 from tests.histories import GO, HISTORY, PLAIN, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
@@ -144,13 +145,24 @@ def test_what_a_usual_history_may_have() -> None:
     )
     history = [{**each, "name": "TEXT", "refusal": None, "annotations": []} for each in HISTORY]
     body = (
-        json.dumps({"messages": history, "max_tokens": 128_000, "max_completion_tokens": 9, "top_k": 40})
+        json.dumps(
+            {
+                "messages": history,
+                "max_tokens": 128_000,
+                "max_completion_tokens": 9,
+                "top_k": 40,
+                "reasoning_effort": "low",
+                "temperature": 0.7,
+                "top_p": 1,
+            }
+        )
         .replace("TEXT", texts)
         .encode()
     )
     _, spans = split_object(body)
     call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), spans), body, "id")
     assert [what for what in LEARNED if not is_for_all(call, what)] == []
+    assert [what for what in native.LEARNED if not native.is_for_all(call, what)] == []
 
 
 @pytest.mark.parametrize("member", NEEDED.values())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.doors.carried import Carried, pack
 from manallm_proxy.doors.messages.native import NativeForm
 from manallm_proxy.gateway.client_keys import digest_of
 from tests.native_servers import (
@@ -178,14 +179,15 @@ async def test_a_providers_refusal_keeps_its_words(tmp_path: Path) -> None:
 
 
 async def test_thoughts_go_to_whoever_signed_them(tmp_path: Path) -> None:
-    """Unsigned ones, and those that carry what another provider wants, are left out; the rest keeps its bytes."""
+    """Those that carry what another provider wants are left out; the rest keeps its bytes."""
     async with upstream(each(speaks_messages)) as up:
         async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
             carried = "manallm1.eyJpZCI6ImMxIiwiZXh0cmEiOnt9fQ=="
             turn = [
-                {"type": "thinking", "thinking": "a", "signature": ""},
+                {"type": "thinking", "thinking": "a", "signature": carried},
                 {"type": "thinking", "thinking": "b", "signature": carried},
                 {"type": "thinking", "thinking": "c", "signature": SIGNED},
+                {"type": "thinking", "thinking": "d", "signature": ""},
                 {"type": "text", "text": "so"},
             ]
             messages = [
@@ -206,7 +208,7 @@ async def test_a_call_that_has_lost_its_thought(tmp_path: Path) -> None:
     """Its turn goes on without thinking, which its provider would refuse; the next one thinks again."""
     async with upstream(each(speaks_messages)) as up:
         async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
-            thought = {"type": "thinking", "thinking": "a", "signature": ""}
+            thought = {"type": "thinking", "thinking": "a", "signature": pack(Carried("other", "hm"))}
             use = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
             called = {"role": "assistant", "content": [thought, use]}
             result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "2"}]}
@@ -402,11 +404,11 @@ async def test_a_large_request_is_rewritten_beside_the_loop(tmp_path: Path, monk
         return write(form, provider)
 
     monkeypatch.setattr(NativeForm, "write", watched)
-    unsigned = {"type": "thinking", "thinking": "hm", "signature": ""}
+    foreign = {"type": "thinking", "thinking": "hm", "signature": pack(Carried("other", "hm"))}
     async with upstream(each(speaks_messages)) as up:
         async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
             for size in (10, 400_000):
-                said = {"role": "assistant", "content": [unsigned, {"type": "text", "text": "x" * size}]}
+                said = {"role": "assistant", "content": [foreign, {"type": "text", "text": "x" * size}]}
                 code, *_ = await p.post("/v1/messages", {**ASKED, "model": "p/m", "messages": [USER, said, USER]})
                 assert code == 200
                 assert b"thinking" not in up.posts[-1].body

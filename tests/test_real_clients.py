@@ -109,6 +109,17 @@ async def test_codex(tmp_path: Path) -> None:
         ]
 
 
+async def test_codex_with_a_model_that_it_knows(tmp_path: Path) -> None:
+    """It offers its tools in another way then, as an item; a provider of chats gets them all the same."""
+    codex = program("codex")
+    async with upstream(each(server), ["gpt-5.6-sol"]) as up:
+        async with proxy(settings({"openai": openai(up.url)}, ["openai/m"]), tmp_path) as p:
+            command = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
+            command += ["-m", "openai/gpt-5.6-sol", "use the tool"]
+            code, out, err = await said(command, tmp_path, CODEX_HOME=str(codex_home(p, tmp_path)))
+            assert (code, out.strip()) == (0, f"It says {SAID}."), err
+
+
 @pytest.mark.parametrize(
     ("package", "endpoint", "base"),
     [

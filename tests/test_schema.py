@@ -425,6 +425,17 @@ def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
             Usage(9, cached=2, written=4),
         ),
         ({"completion_tokens_details": {"reasoning_tokens": "9"}}, Usage()),
+        ({"prompt_tokens": 9, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5}, Usage(9, cached=4)),
+        ({"prompt_tokens": 9, "cached_tokens": 4}, Usage(9, cached=4)),
+        (
+            {
+                "prompt_tokens": 9,
+                "prompt_tokens_details": {"cached_tokens": 3},
+                "prompt_cache_hit_tokens": 4,
+                "cached_tokens": 5,
+            },
+            Usage(9, cached=3),
+        ),
     ],
 )
 def test_odd_usage_is_read_as_far_as_it_goes(usage: object, counted: Usage) -> None:

@@ -271,6 +271,9 @@ def test_usage_beside_choices_stays() -> None:
     assert wire.usage == Usage(3, 2)
     _, _, wire = play(frame(chunk("a", finish="stop", x_groq={"id": "r", "usage": USAGE})), DONE)
     assert wire.usage == Usage(3, 2)
+    of_kimi = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}
+    _, _, wire = play(frame(chunk("a")), frame({**chunk(), "choices": [of_kimi]}), DONE)
+    assert wire.usage == Usage(3, 2)
 
 
 ERRORS: dict[str, tuple[bytes, type[ProviderError]]] = {

@@ -120,6 +120,8 @@ class Call:
     """Whether translating it takes so long that it would delay other requests: then it is done in a thread."""
     remarks: list[str] = field(factory=list)
     """What the dialects of the providers that were tried left out: one list for all forms of a call."""
+    names: dict[str, str] = field(factory=dict, repr=False)
+    """Names of tools as a provider got them -> as the request has them, where these are not the same."""
     content_type: str = "application/json"
     ollama: Mapping[str, Any] = field(factory=dict, repr=False)
     """Fields that override those of ``body`` for a provider of kind ollama. No other gets them: strict servers refuse

@@ -14,8 +14,8 @@ APART: Final = 2**20
 """Blocks of so many bytes are held apart, so each goes back to the system when it is freed. Else they come to lie among
 small ones that live longer, and a request of 30 MiB takes 160 MiB rather than 120."""
 KEPT: Final = 4 * 2**20
-"""Max bytes that are kept, if they are free at malloc's end: what a prompt of a megabyte takes on its way, or a dozen of
-200 KB. Each thread that works on large requests has an end of its own."""
+"""Max bytes that are kept if they are free at malloc's end: what a prompt of a megabyte takes on its way, or a dozen
+of 200 KB. Each thread that works on large requests has an end of its own."""
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of malloc.h."""

@@ -1,4 +1,7 @@
-"""Leaves thinking blocks out of a request of Anthropic's Messages: a server refuses signatures that are not its own."""
+"""Leaves thinking blocks out of a request of Anthropic's Messages, or puts blank ones in.
+
+Anthropic refuses signatures that are not its own, and blocks without one. Servers that sign nothing want theirs back.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,12 @@ _KINDS: Final = ("thinking", "redacted_thinking")
 _ASSISTANT: Final = msgspec.Raw(b'"assistant"')
 _CALL: Final = "tool_use"
 _NOTHING: Final = msgspec.Raw(b"[]")
+_BLANK: Final[Row] = {
+    "type": msgspec.Raw(b'"thinking"'),
+    "thinking": msgspec.Raw(b'" "'),
+    "signature": msgspec.Raw(b'""'),
+}
+"""In place of a thought that there was not: an empty text counts as none."""
 
 
 def without_thinking(call: Call, is_left_out: Callable[[Fields], bool]) -> Call:
@@ -42,6 +51,25 @@ def without_thinking(call: Call, is_left_out: Callable[[Fields], bool]) -> Call:
     if lacks_thought:
         changed = with_value(changed, "thinking", b'{"type":"disabled"}')
     return evolve(changed, is_large=is_large(changed.body))
+
+
+def is_unsigned(block: Fields) -> bool:
+    """Whether a block is a thought without a signature."""
+    return block.get("type") == "thinking" and not block.get("signature")
+
+
+def with_blank_thinking(call: Call) -> Call:
+    """`call` with a blank thought before all calls that have none; itself if there are none."""
+    changed = changed_rows(call, "messages", lambda turns: [*map(_with_thought, turns)])
+    return changed if changed is call else evolve(changed, is_large=is_large(changed.body))
+
+
+def _with_thought(turn: Row) -> Row:
+    blocks = _blocks(turn) if turn.get("role") == _ASSISTANT else []
+    kinds = [_kind(block) for block in blocks]
+    if _CALL not in kinds or any(kind in _KINDS for kind in kinds):
+        return turn
+    return {**turn, "content": msgspec.Raw(encode_whole([_BLANK, *blocks]))}
 
 
 def _kept(turn: Row, is_left_out: Callable[[Fields], bool]) -> Row:

@@ -42,7 +42,7 @@ def usage_from_openai(usage: object) -> Usage | None:
         prompt=prompt,
         completion=completion,
         reasoning=reasoning,
-        cached=_inside(usage, "prompt_tokens_details", "cached_tokens"),
+        cached=_inside(usage, "prompt_tokens_details", "cached_tokens") or _cached_at_top(usage),
         written=_inside(usage, "prompt_tokens_details", "cache_write_tokens"),
     )
 
@@ -106,6 +106,11 @@ def usage_from_messages(usage: object) -> Usage | None:
         cached=cached,
         written=kept,
     )
+
+
+def _cached_at_top(usage: dict[str, Any]) -> int:
+    """The tokens read from a cache where DeepSeek counts them, and Kimi; included in the prompt's, as OpenAI's are."""
+    return count(usage.get("prompt_cache_hit_tokens")) or count(usage.get("cached_tokens"))
 
 
 def _inside(usage: dict[str, Any], name: str, key: str) -> int:

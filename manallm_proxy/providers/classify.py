@@ -54,7 +54,8 @@ _BLOCKED: Final = ("content_filter", "content_policy_violation", "moderation_blo
 _NO_MODEL: Final = ("model_not_found", "model_not_available", "model_decommissioned")
 _CAPABILITY: Final = re.compile(
     r"does(?: not|n't) support (?:tool|function|image|vision|audio|chat|thinking|embedding|multimodal|completion"
-    r"|insert|generate)|no endpoints found that support",
+    r"|insert|generate)|no endpoints found that support|unknown variant \W?image|is not a multimodal model"
+    r"|image_url is only supported by|at most 0 image|image input is not enabled",
     re.IGNORECASE,
 )
 _BUSY: Final = re.compile(r"server busy|overloaded|at capacity|capacity_exceeded", re.IGNORECASE)
@@ -251,6 +252,8 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
             provider_status=status,
         )
     # 6
+    if status in (400, 404, 422) and _CAPABILITY.search(text):
+        return Unsupported(text, provider_status=status, param=param)
     if words.intersection(_NO_MODEL) or status == 404 or (mistake is not None and mistake.kind == "model"):
         return MissingModel(
             text or "the provider does not know this model, or does not serve such requests, or its base_url is wrong",
@@ -259,8 +262,6 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
             provider_code=code,
             param=param or "model",
         )
-    if status == 400 and _CAPABILITY.search(text):
-        return Unsupported(text, provider_status=status, param=param)
     # 7
     return RequestRejected(
         text or f"the provider refused the request with status {status}",

@@ -7,6 +7,7 @@ odd member, or with the words of a refusal in a text, would change what the mode
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -14,37 +15,56 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, holds
 from manallm_proxy.openai.rows import Row, read_rows
+from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
-from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, TURNS
+from manallm_proxy.providers.refused_fields import TEMPERATURE, TOP_K, TOP_P
+from manallm_proxy.providers.tool_schemas import SCHEMAS
+from manallm_proxy.providers.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
 
-TOP_K: Final = "top_k"
-_NO_KEY: Final = rb"(?!\"\s*:)"
+NO_KEY: Final = rb"(?!\"\s*:)"
 _QUOTED: Final = rb"(?:['`\\.\"]|\\u0027)(?:%b)(?:['`\\:]|\"(?!\s*:))"
 """In quotes of a text, where they are escaped or not, or a text that begins or ends with it; but not a key."""
+OF_DEVELOPER: Final = rb"(?:variant|tag) \W{0,2}developer|unexpected message role|developer\W{1,4}(?:role )?is not"
 LEARNED: Final = {
     TURNS: rb"unexpected role",
     ALTERNATE: rb"(?:must|should) alternate",
+    DEVELOPER: OF_DEVELOPER,
     ONE_SYSTEM: rb"system message must be",
     IDS: rb"call id was|string (?:too long|should)",
-    REASONING: rb"reasoning_(?:content|details)%b|%b" % (_NO_KEY, _QUOTED % b"reasoning"),
-    SIGNATURES: rb"extra_content%b" % _NO_KEY,
+    REASONING: rb"reasoning_(?:content|details)%b|%b" % (NO_KEY, _QUOTED % b"reasoning"),
+    SIGNATURES: rb"extra_content%b" % NO_KEY,
     EXTRAS: rb"%b|not a string: null" % (_QUOTED % b"annotations|audio|function_call|images|refusal"),
     **dict.fromkeys(
         NEEDED,
         rb"must be passed back|reasoning(?:(?!reasoning)[^{}]){0,160}?is missing|missing.{1,24}reasoning_content%b"
-        % _NO_KEY,
+        % NO_KEY,
     ),
-    OLDER: rb"max_tokens%b" % _NO_KEY,
-    NEWER: rb"max_completion_tokens%b" % _NO_KEY,
-    TOP_K: rb"top_k%b" % _NO_KEY,
+    OLDER: rb"max_tokens%b" % NO_KEY,
+    NEWER: rb"max_completion_tokens%b" % NO_KEY,
+    TOP_K: rb"top_k%b" % NO_KEY,
+    **dict.fromkeys(
+        (TEMPERATURE, TOP_P),
+        rb"(?:temperature|top_p)%b[^{}]{0,60}(?:not support|is allowed|deprecated for|cannot both|is unsupported)"
+        % NO_KEY,
+    ),
+    FIELD: rb"reasoning_?effort%b" % NO_KEY,
+    BESIDE_TOOLS: rb"reasoning_effort (?:are|to)",
+    SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",
 }
 """By what may be learned: words of its refusals, as they may be in a text of a request, but not as its keys."""
 _HIDDEN: Final = rb"\\u00(?!26|27|3[ce])[2-7]"
 """Letters may be escaped, which would hide words. Some writers of JSON escape ``&'<>``."""
-_PATTERNS: Final = {
-    what: re.compile(rb"%b|%b" % (words, _HIDDEN), re.IGNORECASE | re.DOTALL) for what, words in LEARNED.items()
-}
+
+
+def patterns(learned: Mapping[str, bytes]) -> dict[str, re.Pattern[bytes]]:
+    """What finds the words of ``learned`` in a request, and any that may be hidden there."""
+    return {
+        what: re.compile(rb"%b|%b" % (words, _HIDDEN), re.IGNORECASE | re.DOTALL) for what, words in learned.items()
+    }
+
+
+_PATTERNS: Final = patterns(LEARNED)
 _NULL: Final = msgspec.Raw(b"null")
 _TEXT, _NONE = re.compile(rb'null|"'), re.compile(rb"(?:null|\[\s*\])\Z")
 _USUAL: Final = {
@@ -52,7 +72,13 @@ _USUAL: Final = {
     EXTRAS: {"annotations": _NONE, "audio": _NONE, "images": _NONE, "refusal": _TEXT},
 }
 _LENGTH: Final = re.compile(rb"(?:1\d|[1-9])?\d{1,4}")
-_NUMBERS: Final = {TOP_K: re.compile(rb"[1-9]\d{0,2}"), OLDER: _LENGTH, NEWER: _LENGTH}
+_VALUES: Final = {
+    TOP_K: re.compile(rb"[1-9]\d{0,2}"),
+    **dict.fromkeys((TEMPERATURE, TOP_P), re.compile(rb"[01](?:\.\d{1,17})?")),
+    OLDER: _LENGTH,
+    NEWER: _LENGTH,
+    FIELD: re.compile(rb'"(?:low|medium|high)"'),  # which all models know that know any
+}
 _SIGNED: Final = re.compile(rb'\{\s*"google"\s*:\s*\{\s*"thought_signature"\s*:\s*"[\w+/=-]*"\s*\}\s*\}')
 
 
@@ -61,9 +87,9 @@ def is_for_all(call: Call, what: str) -> bool:
     the caller has the refusal's words."""
     if holds(call.body, _PATTERNS[what]):
         return False
-    if (number := _NUMBERS.get(what)) is not None:
+    if (value := _VALUES.get(what)) is not None:
         asked = call.body[slice(*call.summary.spans[what])].rstrip(b" ")  # after digits that were cut
-        return number.fullmatch(asked) is not None
+        return value.fullmatch(asked) is not None
     span = call.summary.spans.get("messages")
     if span is None or what not in (REASONING, EXTRAS, SIGNATURES):
         return True

@@ -2,9 +2,9 @@
 
 OpenAI's newer models refuse ``max_tokens``, and Mistral and other strict servers ``max_completion_tokens``. The numbers
 are in the refusal's message: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum context length is 64001
-tokens and your request has 24235 input tokens"), Anthropic ("max_tokens: 9 > 8, which is the maximum"), DeepSeek ("the
-valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`"), Gemini ("the supported range is
-from 1 (inclusive) to 8193 (exclusive)").
+tokens and your request has 24235 input tokens"), SGLang ("7000 tokens from the input messages"), Anthropic
+("max_tokens: 9 > 8, which is the maximum"), DeepSeek ("the valid range of max_tokens is [1, 8192]"), Groq ("must be
+less than or equal to `8192`"), Gemini ("the supported range is from 1 (inclusive) to 8193 (exclusive)").
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ _UNKNOWN: Final = re.compile(
     rb"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|extra (?:inputs|fields)",
     re.IGNORECASE,
 )
-_NAMED: Final = re.compile(r"max_(?:completion_|output_)?tokens|maxOutputTokens|completion tokens|in the completion")
+_NAMED: Final = re.compile(
+    r"max_(?:completion_|output_)?tokens|maxOutputTokens|completion tokens|(?:in|for) the completion"
+)
 _WINDOW: Final = re.compile(
-    r"maximum context length is (\d{1,9}) tokens.{1,200}?(?:(\d{1,9}) input tokens|\((\d{1,9}) in the messages)",
+    r"maximum context length (?:is|of) (\d{1,9}) tokens.{1,200}?"
+    r"(?:(\d{1,9}) input tokens|\((\d{1,9}) in the messages|(\d{1,9}) tokens from the input messages)",
     re.DOTALL,
 )
 _END: Final = re.compile(r"range is from \d \(inclusive\) to (\d{1,9}) \(exclusive\)")
@@ -44,7 +47,7 @@ def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
     if length is None or not _NAMED.search(words):
         return None
     if window := _WINDOW.search(words):
-        most = int(window[1]) - int(window[2] or window[3])
+        most = int(window[1]) - int(next(filter(None, window.groups()[1:])))
     elif end := _END.search(words):
         most = int(end[1]) - 1
     elif limit := _MOST.search(words):

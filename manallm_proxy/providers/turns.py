@@ -1,8 +1,10 @@
 """The order of messages that servers want: their chat templates refuse any other.
 
-Mistral's models have to answer a tool's result before a user says something, in Anthropic's API one turn with it
-("Unexpected role 'user' after role 'tool'"). Gemma's and Devstral's want turns that alternate, Qwen's from 3.5 on one
-system message; Codex writes two of them and two of a user before each conversation.
+DeepSeek's server and the templates of many models know no developer ("unknown variant `developer`", "Unexpected
+message role"), who is the system by another name. Mistral's models have to answer a tool's result before a user says
+something, in Anthropic's API one turn with it ("Unexpected role 'user' after role 'tool'"). Gemma's and Devstral's want
+turns that alternate, Qwen's from 3.5 on one system message; Codex writes two of them and two of a user before each
+conversation.
 """
 
 from __future__ import annotations
@@ -26,13 +28,20 @@ ALTERNATE: Final = "alternate"
 """Likewise: two turns of one role, and all that follows."""
 ONE_SYSTEM: Final = "one_system"
 """Likewise: system messages other than the first one."""
+DEVELOPER: Final = "developer"
+"""Likewise: messages of a developer."""
 ORDERS: Final = {
+    DEVELOPER: "messages of a developer are the system's",
     TURNS: "an answer put between a tool's result and the user's words",
     ALTERNATE: "turns of one role joined",
     ONE_SYSTEM: "system messages joined",
 }
 """What is done about each."""
 _REFUSALS: Final = {
+    DEVELOPER: re.compile(
+        rb"\bunknown variant \W{0,2}developer\b|\btag \W{0,2}developer\b|\bUnexpected message role\b"
+        rb"|\bdeveloper\W{1,4}(?:role )?is not (?:supported|one of)"
+    ),
     TURNS: re.compile(rb"Unexpected role \W{0,2}user\W{1,4}after role \W{0,2}tool"),
     ALTERNATE: re.compile(rb"\broles must alternate\b|\bmessage\(s\) should alternate with\b", re.IGNORECASE),
     ONE_SYSTEM: re.compile(rb"\bSystem message must be (?:at the beginning|the first)", re.IGNORECASE),
@@ -53,6 +62,8 @@ def refused_order(refusal: bytes) -> str:
 def ordered(rows: list[Row], refused: Collection[str]) -> list[Row]:
     """`rows` without the orders that are `refused`. Rows with more than words are not joined. May raise one of
     `DecodeErrors`."""
+    if DEVELOPER in refused:
+        rows = without_developer(rows)
     if ALTERNATE in refused or ONE_SYSTEM in refused:
         rows = _with_one_system(rows)
     if ALTERNATE in refused or TURNS in refused:
@@ -68,6 +79,11 @@ def in_order(messages: list[Fields], refused: Collection[str]) -> list[Any]:
         return ordered(read_rows(encode_whole(messages)), refused)
     except DecodeErrors:
         return messages
+
+
+def without_developer(rows: list[Row]) -> list[Row]:
+    """`rows` with what a developer says said by the system."""
+    return [{**row, "role": _SYSTEMS[0]} if row.get("role") == _SYSTEMS[1] else row for row in rows]
 
 
 def _filled(rows: Iterable[Row]) -> Iterator[Row]:

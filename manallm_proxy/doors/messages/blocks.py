@@ -45,6 +45,8 @@ class Blocks:
     thinking: Thinking = field(factory=Thinking)
     stops: frozenset[str] = frozenset()
     """The stop sequences of the request."""
+    names: dict[str, str] = field(factory=dict)
+    """See `Asked.names`."""
     limit: int = DEFAULT_LIMITS.all_items
     """Of blocks that wait to be sent."""
     provider: str = ""
@@ -150,7 +152,7 @@ class Blocks:
             id_ = part.id if part.id and part.id not in self._ids else new_call_id()
             self._ids.add(id_)
             self._carry(id_, part.extra)
-            block = self._calls[part.index] = Block(Kind.TOOL_USE, id_, part.name)
+            block = self._calls[part.index] = Block(Kind.TOOL_USE, id_, self.names.get(part.name, part.name))
             self._wait(block)
         else:
             self._carry(block.id, part.extra)

@@ -41,7 +41,7 @@ class MessagesDoor:
 def _translated(body: bytes, request_id: str, blocks: Blocks, *, is_checked: bool = False) -> Call:
     """The call as a chat. Sets in `blocks`, which will become the answer, what the request says of it."""
     asked = read_request(body, is_checked=is_checked)
-    blocks.thinking, blocks.stops = asked.thinking, asked.stops
+    blocks.thinking, blocks.stops, blocks.names = asked.thinking, asked.stops, asked.names
     call = _chat(asked, request_id, asked.chat, asked.summary)
     if asked.own is not None:
         call.own = partial(_own, asked, request_id, asked.own)
@@ -54,6 +54,15 @@ def _own(asked: Asked, request_id: str, own: Callable[[str], tuple[bytes, Reques
 
 
 def _chat(asked: Asked, request_id: str, chat: bytes, summary: RequestSummary) -> Call:
-    call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, cuts_length=True, is_large=is_large(chat))
+    call = Call(
+        Endpoint.CHAT,
+        summary,
+        chat,
+        request_id,
+        relays=False,
+        cuts_length=True,
+        notes=asked.notes,
+        is_large=is_large(chat),
+    )
     call.translate_error = asked.paths.translate_error
     return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from manallm_proxy.contract.attempts import NoProvider
@@ -25,6 +26,14 @@ _OVERLOADED: Final = "overloaded_error"
 _THREADS: Final = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 """The ``details`` that make the SDKs' tool runners continue without threads."""
 
+_TOO_LONG: Final = "prompt is too long"
+"""Anthropic's words, by which Claude Code knows that it has to compact the conversation."""
+_LIMIT: Final = re.compile(
+    r"(?:maximum context length (?:is|of)|available context size \(|context window (?:is|of)) ?(\d{1,9}) tokens"
+    r"|maximum number of tokens allowed \((\d{1,9})\)"
+)
+_LENGTH: Final = re.compile(r"(?:resulted in|requested|request \() ?(\d{1,9}) tokens|token count \((\d{1,9})\)")
+
 
 def error_body(error: ProxyError) -> bytes:
     """The body of an error response; see `door.Door`."""
@@ -35,7 +44,7 @@ def envelope(error: ProxyError, type_: str, request_id: str | None) -> dict[str,
     """``{"type": "error", "error": {...}, "request_id"}``, with the same members in ``error`` as OpenAI's form."""
     inner: dict[str, Any] = {
         "type": type_,
-        "message": error.message,
+        "message": _message(error),
         "code": error.code,
         "param": error.param,
         "source": error.source,
@@ -54,6 +63,17 @@ def in_band(error: ProxyError, request_id: str, *, committed: bool) -> dict[str,
     is_load = _type(error) in (_OVERLOADED, "rate_limit_error")
     broken = _OVERLOADED if is_load else "api_error"
     return envelope(error, broken if committed else _type(error), request_id)
+
+
+def _message(error: ProxyError) -> str:
+    """Its message; that of a prompt that is too long begins as Anthropic's own."""
+    words = error.message
+    if error.code != "context_length_exceeded" or _TOO_LONG in words.lower():
+        return words
+    limit, length = _LIMIT.search(words), _LENGTH.search(words)
+    if limit is None or length is None:
+        return f"{_TOO_LONG}: {words}"
+    return f"{_TOO_LONG}: {length[length.lastindex or 1]} tokens > {limit[limit.lastindex or 1]} maximum: {words}"
 
 
 def _type(error: ProxyError) -> str:

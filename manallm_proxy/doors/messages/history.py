@@ -6,6 +6,7 @@ of its turn, and tool calls are in a field separate from the content.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from attrs import evolve, field
@@ -30,9 +31,19 @@ from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.reasoning_details import DETAILS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.short_names import sent_name
 
 _IN_USER: Final = (*READABLE, "tool_result")
 _IN_ASSISTANT: Final = ("text", "thinking", "redacted_thinking", "tool_use")
+_IN_RESULT: Final = (*READABLE, "tool_reference")
+_SEARCHES: Final = frozenset({"web_search_tool_result", "tool_search_tool_result"})
+"""Types of results of searches that Anthropic's servers ran: what they gave is in the text behind them, and in the
+request's tools. If they were refused, a conversation could not go on with any other target."""
+_SEARCHED: Final = ("web_search", "tool_search_tool_")
+"""Beginnings of the names of those tools."""
+_OF_CLIENT: Final = re.compile(r'x-anthropic-[a-z-]+:[^\n"]*(?:\n|\Z)')
+"""A line of Claude Code's at the beginning of its instructions, which is for Anthropic alone. It is another one each
+time: a local server would read the whole prompt again."""
 _NEXT_MESSAGE: Final = "(The result is in the next message.)"
 
 
@@ -47,13 +58,15 @@ class History:
     _carried: dict[int, list[Carried]] = field(factory=dict, repr=False)
     """By message: data for one provider each."""
     _unpacker: Unpacker = field(factory=Unpacker, repr=False)
+    left_out: dict[str, None] = field(factory=dict)
+    """Types of blocks that were left out, safe to log."""
 
     @classmethod
     def read(cls, asked: Fields) -> History:
         """Translates ``system`` and ``messages`` of a request. Raises InvalidRequest with the path in ``param``."""
         history = cls()
         if (system := asked.get("system")) is not None:
-            history._system(system, "system")
+            history._say_system(_without_lines_of_client(text_of(system, "system")), "system")
         turns = required(asked, "messages", list, "")
         for n, message in enumerate(all_of(dict, turns, "messages")):
             history._turn(message, f"messages[{n}]")
@@ -85,13 +98,13 @@ class History:
             case "assistant":
                 self._assistant(content, path)
             case "system":
-                self._system(content, path)
+                self._say_system(text_of(content, path), path.removesuffix(".content"))
             case _:
                 raise wrong(path.removesuffix("content") + "role", "'user', 'assistant' or 'system'")
 
-    def _system(self, content: object, path: str) -> None:
-        if text := text_of(content, path):
-            self._add({"role": "system", "content": text}, path.removesuffix(".content"))
+    def _say_system(self, text: str, path: str) -> None:
+        if text:
+            self._add({"role": "system", "content": text}, path)
 
     def _user(self, content: object, path: str) -> None:
         if (text := only_text(content, path)) is not None:
@@ -118,7 +131,7 @@ class History:
             )
         content = block.get("content")
         blocks = () if content is None else blocks_of(content, path + ".content")
-        parts = [part for each, kind, at in blocks for part in parts_of(each, kind, at)]
+        parts = [part for each, kind, at in blocks for part in _parts_of_result(each, kind, at)]
         text = joined_lines(part["text"] for part in parts if part["type"] == "text")
         others = [part for part in parts if part["type"] != "text"]
         if optional(block, "is_error", bool, path + ".") and not text.lower().startswith("error"):
@@ -143,6 +156,8 @@ class History:
                     carried.append(_thought(block, at + ".", self._unpacker))
                 case "redacted_thinking":
                     pass  # only the API that wrote it can read it
+                case _ if kind in _SEARCHES or (kind == "server_tool_use" and _is_search(block)):
+                    self.left_out[kind] = None
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
         text, urls = without_image_links(joined_lines(texts))
@@ -163,8 +178,28 @@ class History:
         id_ = required(block, "id", str, path)
         self._called.add(id_)
         arguments: Any = optional(block, "input", dict, path) or {}
-        function = {"name": required(block, "name", str, path), "arguments": json_text(arguments)}
+        name = sent_name(required(block, "name", str, path))
+        function = {"name": name, "arguments": json_text(arguments)}
         return {"id": id_, "type": "function", "function": function}
+
+
+def _without_lines_of_client(text: str) -> str:
+    while line := _OF_CLIENT.match(text):
+        text = text[line.end() :]
+    return text
+
+
+def _parts_of_result(block: Fields, kind: str, path: str) -> list[Fields]:
+    """The parts that a block in a tool's result becomes. A reference is to a tool of the request, which is sent as
+    all others: its name tells the model that it is there."""
+    if kind == "tool_reference":
+        return [text_part(f"Callable now: {sent_name(required(block, 'tool_name', str, path + '.'))}")]
+    return parts_of(block, kind, path, _IN_RESULT)
+
+
+def _is_search(block: Fields) -> bool:
+    name = block.get("name")
+    return isinstance(name, str) and name.startswith(_SEARCHED)
 
 
 def _thought(block: Fields, path: str, unpacker: Unpacker) -> Carried:

@@ -1,7 +1,7 @@
 """A request for a provider that natively accepts Messages: the client's own bytes.
 
-Thinking blocks signed by this proxy, or without a signature, are left out: the provider refuses signatures that are not
-its own.
+Thinking blocks signed by this proxy are left out: they are another provider's. Its wire leaves out what else a provider
+refuses of them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class NativeForm:
 
 def native_call(call: Call) -> Call:
     """The call for a provider that accepts Messages."""
-    return without_thinking(call, _is_unsigned)
+    return without_thinking(call, _is_signed_here)
 
 
 def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
@@ -92,8 +92,5 @@ def _header(headers: Mapping[str, str], name: str) -> str:
     return value if len(value) <= _LONGEST and value.isascii() and value.isprintable() else ""
 
 
-def _is_unsigned(block: Fields) -> bool:
-    if block.get("type") != "thinking":
-        return False
-    signed = block.get("signature")
-    return not signed or is_ours(signed)
+def _is_signed_here(block: Fields) -> bool:
+    return block.get("type") == "thinking" and is_ours(block.get("signature"))

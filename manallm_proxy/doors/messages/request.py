@@ -15,7 +15,7 @@ from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages.history import History
-from manallm_proxy.doors.messages.tools import tool_fields
+from manallm_proxy.doors.messages.tools import long_names, tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.large import is_large
@@ -69,6 +69,10 @@ class Asked:
     stops: frozenset[str]
     """Its stop sequences."""
     paths: CallerPaths
+    names: dict[str, str] = field(factory=dict)
+    """The client's names of tools that the chat has shorter, by those."""
+    notes: tuple[str, ...] = ()
+    """What was left out, for the log."""
     own: Callable[[str], tuple[bytes, RequestSummary]] | None = field(default=None, repr=False)
     """Makes both for the provider of that name; set if the client sent back data meant for one provider alone."""
 
@@ -110,7 +114,8 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
 
     paths = CallerPaths("messages", history.origins, _FIELDS)
     stops = frozenset(fields.get("stop", ()))
-    return Asked(*made, thinking, stops, paths, own if history.carries() else None)
+    notes = tuple(f"not sent on: block {kind}" for kind in history.left_out)
+    return Asked(*made, thinking, stops, paths, long_names(asked), notes, own if history.carries() else None)
 
 
 def _made(fields: Fields, large: bool, texts: StandIns) -> tuple[bytes, RequestSummary]:

@@ -7,6 +7,7 @@ from typing import Any
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.messages.content import cut
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.short_names import sent_name
 
 
 def tool_fields(asked: Fields) -> Fields:
@@ -18,6 +19,12 @@ def tool_fields(asked: Fields) -> Fields:
     choice = optional(asked, "tool_choice", dict)
     fields = {} if choice is None else _choice(choice, [tool["function"]["name"] for tool in tools])
     return {"tools": tools, **fields} if tools else {}
+
+
+def long_names(asked: Fields) -> dict[str, str]:
+    """The names of tools that a chat gets shorter, by those. Call it after `tool_fields`."""
+    names = [tool["name"] for tool in asked.get("tools") or ()]
+    return {short: name for name in names if (short := sent_name(name)) != name}
 
 
 def _tool(tool: Fields, path: str) -> Fields:
@@ -36,7 +43,7 @@ def _tool(tool: Fields, path: str) -> Fields:
             param=f"{path}.allowed_callers",
         )
     path += "."
-    function: Fields = {"name": required(tool, "name", str, path)}
+    function: Fields = {"name": sent_name(required(tool, "name", str, path))}
     if (description := optional(tool, "description", str, path)) is not None:
         function["description"] = description
     function["parameters"] = required(tool, "input_schema", dict, path)
@@ -64,9 +71,9 @@ def _wanted(choice: Fields, names: list[str]) -> Any:
             return "required"
         case "tool":
             name = required(choice, "name", str, "tool_choice.")
-            if name not in names:
+            if sent_name(name) not in names:
                 raise InvalidRequest(
                     f"'tool_choice' names '{cut(name)}', which is not in 'tools'", param="tool_choice.name"
                 )
-            return {"type": "function", "function": {"name": name}}
+            return {"type": "function", "function": {"name": sent_name(name)}}
     raise wrong("tool_choice.type", "'auto', 'any', 'tool' or 'none'")

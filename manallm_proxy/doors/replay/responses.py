@@ -58,6 +58,8 @@ def _events(response: dict[str, Any]) -> Iterator[_Event]:
         yield kind, {"response": {**response, **begun}}
     for index, item in enumerate(response["output"]):
         empty = {key: value for key, value in _EMPTY.items() if key in item}
+        if item["type"] == "tool_search_call":  # whose arguments are an object
+            empty["arguments"] = {}
         yield (
             "response.output_item.added",
             {"output_index": index, "item": {**item, **empty, "status": "in_progress"}},

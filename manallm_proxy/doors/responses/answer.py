@@ -38,6 +38,8 @@ from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """This API's reason by the finish reason of an incomplete answer."""
+_PREFIXES: Final = {"function": "fc", "custom": "ctc", "search": "tsc"}
+"""Of the ids of calls, by the kind of their tools."""
 Growing = Part | ReasoningItem | CallItem
 """Items or parts that text may be added to."""
 
@@ -259,7 +261,7 @@ class AnswerItems:
             yield from self._close_thought()
             yield from self._close_text()
             tool = self._tool(part.name)
-            new = self._new_id("ctc" if tool.kind == "custom" else "fc")
+            new = self._new_id(_PREFIXES[tool.kind])
             begun = CallItem(id=new, index=len(self.items), call_id=id_, tool=tool, provider=self.provider, extra=extra)
             self._calls[part.index] = begun
             yield self._add(begun)

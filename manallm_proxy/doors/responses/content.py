@@ -11,6 +11,9 @@ from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optio
 
 _TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """By type of text part: the member that holds the text."""
+_DETAILS: Final = {"original": "high"}
+"""Of an image, what few servers of chats know -> the nearest that all know. Codex keeps its pictures in the history: a
+refusal would come back with each turn."""
 Content = str | list[Fields]
 
 
@@ -61,7 +64,7 @@ def _image(part: Fields, path: str) -> Fields:
     holder = part["image_url"]
     inner = optional(holder, "detail", str, path + ".image_url.") if isinstance(holder, dict) else None
     if detail := optional(part, "detail", str, path + ".") or inner:
-        image["detail"] = detail
+        image["detail"] = _DETAILS.get(detail, detail)
     return {"type": "image_url", "image_url": image}
 
 

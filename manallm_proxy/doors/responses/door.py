@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
@@ -26,10 +27,11 @@ from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
 from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, add_chat, read_request
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored, weighed
+from manallm_proxy.doors.responses.tools import OFFERING
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
+from manallm_proxy.openai.json_object import decode_leniently, encode, encoder, holds
 from manallm_proxy.openai.large import LARGE_PARTS, are_large, is_large, offload
 from manallm_proxy.openai.request import made_request
 from manallm_proxy.openai.request_fields import Fields, required
@@ -37,6 +39,7 @@ from manallm_proxy.openai.request_fields import Fields, required
 _PATIENCE: Final = 30.0
 """Seconds that a thread waits until what it wrote is kept, a few items in each turn of the loop."""
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
+_OFFERING: Final = re.compile(rb'"(?:%b)"' % "|".join(sorted(OFFERING)).encode())
 Reading = tuple[Call, ResponsesReply]
 """The call, and its `Reply`."""
 
@@ -221,11 +224,24 @@ def _call_of(form: NativeForm, client: Client) -> Call:
 
 def _translated(form: NativeForm) -> Call:
     try:
-        add_chat(form.asked)
+        add_chat(form.asked, _offering(form))
         conversation = _conversation(form.asked, form.history, form.items())
         return _call(form.asked, conversation, form.request_id, large=form.is_long)
     except RecursionError:
         raise _too_deep() from None
+
+
+def _offering(form: NativeForm) -> Iterator[tuple[Fields, str]]:
+    """The items of the conversation that offer tools, each with its path."""
+    read = form.asked.reader(form.history)
+    for data in form.history:
+        if holds(data, _OFFERING):
+            item = read(data)
+            if item.get("type") in OFFERING:
+                yield item, "previous_response_id"
+    for n, item in enumerate(form.items()):
+        if item.get("type") in OFFERING:
+            yield item, f"{INPUT}[{n}]"
 
 
 def _too_deep() -> InvalidRequest:

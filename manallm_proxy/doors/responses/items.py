@@ -15,9 +15,10 @@ from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.carried import EXTRA, KEPT, SHOWN, Carried, Unpacker, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
-from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
+from manallm_proxy.doors.responses.tool_names import SEARCH, ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.joined import joined_lines
+from manallm_proxy.openai.json_object import json_text
 from manallm_proxy.openai.reasoning_details import DETAILS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -27,8 +28,8 @@ _SCHEME_LIMIT: Final = 16
 """A URL's colon is within this many characters."""
 _ROLES: Final = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _KNOWN: Final = (
-    "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
-    "image_generation_call and item_reference"
+    "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, tool_search_call, "
+    "tool_search_output, additional_tools, reasoning, image_generation_call and item_reference"
 )
 _SEARCHES: Final = frozenset({"web_search_call", "file_search_call"})
 """Types of items that only say that a provider has searched: they are left out, as the tools are. A client that stores
@@ -105,6 +106,8 @@ class Conversation:
     _rows: list[Fields | _Turn] = field(factory=list, repr=False)
     _said_at: dict[int, str] = field(factory=dict)
     """By index in ``_rows``: the path of a message that is not an assistant's."""
+    _outputs: set[int] = field(factory=set)
+    """Which of them are results without a call."""
     _open: _Turn | None = None
     """The current turn, while an assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
@@ -133,8 +136,21 @@ class Conversation:
                 self._call(item, path, required(item, "arguments", str, path + ".") or "{}")
             case "custom_tool_call":
                 self._call(item, path, input_to_arguments(required(item, "input", str, path + ".")))
-            case "function_call_output" | "custom_tool_call_output":
+            case "function_call_output":
+                self._output(item, path)
+            case "custom_tool_call_output":
                 self._result(item, path)
+            case "tool_search_call" | "tool_search_output" if item.get("execution") != "client":
+                self.left_out.append(kind)  # OpenAI's own search: what it searched is sent as a whole
+            case "tool_search_call":
+                name = {"name": SEARCH, **item}
+                self._call(name, path, json_text(optional(item, "arguments", dict, path + ".") or {}))
+            case "tool_search_output":
+                self._result({**item, "output": self._found(item, path)}, path)
+            case "agent_message":
+                self._message({**item, "role": "user"}, path)
+            case "additional_tools":
+                pass  # `Tools` reads them
             case "reasoning":
                 self._reasoning(item, path)
             case "image_generation_call":
@@ -165,7 +181,8 @@ class Conversation:
                 continue
             path, content = self._said_at[n], row["content"]
             if isinstance(content, list) and path.startswith(INPUT):
-                origins.add(path, tuple([f"{path}.content[{part}]" for part in range(len(content))]))
+                at = path if n in self._outputs else f"{path}.content[%d]"
+                origins.add(path, tuple([at.replace("%d", str(part)) for part in range(len(content))]))
             else:
                 origins.add(path)
         return origins
@@ -207,6 +224,17 @@ class Conversation:
         turn.calls_at = _noted(turn.calls_at, path)
         self._called[id_] = turn
 
+    def _output(self, item: Fields, path: str) -> None:
+        """Adds a result. One without a call's id is what the client ran by itself: a chat knows only a user's text."""
+        if optional(item, "call_id", str, path + ".") is not None or not item.get("name"):
+            self._result(item, path)
+            return
+        name = self._names.flat(required(item, "name", str, path + "."), optional(item, "namespace", str, path + "."))
+        text, rest = _read_output(item, path)
+        said = f"Output of {name}, which ran without being called:\n{text}"
+        self._outputs.add(len(self._rows))
+        self.say("user", [{"type": "text", "text": said}, *rest] if rest else said, path)
+
     def _result(self, item: Fields, path: str) -> None:
         id_ = required(item, "call_id", str, path + ".")
         turn = self._called.get(id_)
@@ -215,14 +243,18 @@ class Conversation:
                 f"No tool call found for call_id '{id_[:64]}' ({path}): the call has to come before its output",
                 param=path + ".call_id",
             )
-        if item.get("output") is None:
-            raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
-        text, rest = text_and_rest(read_content(item["output"], path + ".output"))
+        text, rest = _read_output(item, path)
         turn.results.append({"role": "tool", "tool_call_id": id_, "content": text or _note(rest)})
         turn.results_at = _noted(turn.results_at, path)
         if rest:
             turn.shown += [{"type": "text", "text": f"Output of the tool call {id_}:"}, *rest]
             turn.shown_at = _noted(turn.shown_at, *[path] * (1 + len(rest)))
+
+    def _found(self, item: Fields, path: str) -> str:
+        """What the client's search for tools has found: their names. `Tools` reads the rest."""
+        tools = all_of(dict, optional(item, "tools", list, path + ".") or [], path + ".tools")
+        names = [self._names.flat(*each) for tool in tools for each in _names_in(tool)]
+        return "\n".join(["Found, and callable from now on:", *names]) if names else "No tools were found."
 
     def _reasoning(self, item: Fields, path: str) -> None:
         """Adds reasoning, if we packed it: a summary is for people, and most providers refuse it."""
@@ -244,6 +276,25 @@ class Conversation:
         form = optional(item, "output_format", str, path + ".") or "png"
         url = result if ":" in result[:_SCHEME_LIMIT] else f"data:image/{form};base64,{result}"
         self._turn(path).images.append({"type": "image_url", "image_url": {"url": url}})
+
+
+def _read_output(item: Fields, path: str) -> tuple[str, list[Fields]]:
+    """The text of a result, and its images and files."""
+    if item.get("output") is None:
+        raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
+    return text_and_rest(read_content(item["output"], path + ".output"))
+
+
+def _names_in(tool: Fields) -> list[tuple[str, str | None]]:
+    """The name and the namespace of a tool that was found, or of each inside of it."""
+    name = tool.get("name")
+    if not isinstance(name, str):
+        return []
+    if tool.get("type") != "namespace":
+        return [(name, None)]
+    rows = tool.get("tools")
+    inner = [row.get("name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [(each, name) for each in inner if isinstance(each, str)]
 
 
 def _noted(known: list[str] | None, *paths: str) -> list[str]:

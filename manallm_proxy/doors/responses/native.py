@@ -25,7 +25,9 @@ from manallm_proxy.openai.large import are_large, free_in_thread, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
-_OF_ALL: Final = frozenset({"message", "function_call", "custom_tool_call", "image_generation_call"})
+_OF_ALL: Final = frozenset(
+    {"message", "function_call", "custom_tool_call", "image_generation_call", "tool_search_call"}
+)
 """Types of items that every provider can read, whoever made them."""
 _FOR_ONE: Final = re.compile(rb'"(?:reasoning|encrypted_content|%b)"' % KEPT.encode())
 """Without any of these, an item is readable for all, see `_is_for_one`."""

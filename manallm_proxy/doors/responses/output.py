@@ -12,6 +12,7 @@ from manallm_proxy.doors.carried import KEPT, SHOWN, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text, tail_of
+from manallm_proxy.openai.json_object import DecodeErrors, decode_text
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
 from manallm_proxy.openai.reasoning_details import ReasoningDetails
 
@@ -213,7 +214,7 @@ def _summary(text: str) -> dict[str, Any]:
 
 @define(eq=False, kw_only=True)
 class CallItem(Item):
-    """A call of a function or of a custom tool."""
+    """A call of a function, of a custom tool or of the client's search for tools."""
 
     call_id: str
     tool: Tool
@@ -236,8 +237,13 @@ class CallItem(Item):
         if self.tool.kind == "custom":
             done = self.status != IN_PROGRESS
             item |= {"type": "custom_tool_call", "input": arguments_to_input(self.arguments) if done else ""}
+        elif self.tool.kind == "search":
+            del item["name"]
+            item |= {"type": "tool_search_call", "execution": "client", "arguments": _read(self.arguments)}
         else:
             item |= {"type": "function_call", "arguments": self.arguments}
+            if self.tool.hides:  # none is encrypted here: without this, codex takes all for encrypted
+                item["encrypted_function_args"] = []
         if self.tool.namespace is not None:
             item["namespace"] = self.tool.namespace
         return item
@@ -255,12 +261,15 @@ class CallItem(Item):
             yield event
 
     def text_event(self, arguments: str) -> Event | None:
-        """The event for more arguments. A custom tool's input is inside of them, so it is reported at the end."""
-        if self.tool.kind == "custom":
+        """The event for more arguments. A custom tool's input is inside of them, so it is reported at the end; a
+        search's are an object, which only its item has."""
+        if self.tool.kind != "function":
             return None
         return "response.function_call_arguments.delta", self._at(delta=arguments)
 
     def _last(self) -> Iterator[Event]:
+        if self.tool.kind == "search":
+            return
         if self.tool.kind != "custom":
             if self.status == COMPLETED and not self.arguments.strip():  # clients parse them as JSON
                 yield from self.call("{}")
@@ -271,6 +280,15 @@ class CallItem(Item):
         if text:
             yield "response.custom_tool_call_input.delta", self._at(delta=text)
         yield "response.custom_tool_call_input.done", self._at(input=text)
+
+
+def _read(arguments: str) -> Any:
+    """Arguments as an object; empty as long as they are none."""
+    try:
+        read = decode_text(arguments)
+    except DecodeErrors:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 @define(eq=False, kw_only=True)

@@ -6,7 +6,7 @@ to a provider: many refuse unknown fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from attrs import field
@@ -155,11 +155,14 @@ def read_request(body: bytes) -> Asked:
     return Asked(body, summary, include, stores, previous, decoded=(fields, items, texts))
 
 
-def add_chat(asked: Asked) -> None:
-    """Translates all but the items. Raises Untranslatable if a tool has no translation, and InvalidRequest."""
+def add_chat(asked: Asked, offering: Iterable[tuple[Fields, str]] = ()) -> None:
+    """Translates all but the items, of which those that are `offering` tools are read for that alone, see `Tools.read`.
+
+    Raises Untranslatable if a tool has no translation, and InvalidRequest.
+    """
     fields, summary = asked.fields(), asked.summary
     asked.tools = tools = Tools()
-    tools.read(fields)
+    tools.read(fields, offering)
     chat: Fields = {"model": summary.model} if summary.model else {}
     chat |= {"messages": [], "stream": summary.stream}
     for key, kind in _PASSED.items():

@@ -18,6 +18,8 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode_text, json_tex
 LONGEST_NAME: Final = 64
 _JOINT: Final = "__"
 _ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
+SEARCH: Final = "tool_search"
+"""The type and the name of a search for more tools."""
 INPUT: Final = "input"
 """The only property of a function that represents a custom tool."""
 
@@ -27,8 +29,10 @@ class Tool:
     """A tool as the client knows it."""
 
     name: str
-    kind: Literal["function", "custom"] = "function"
+    kind: Literal["function", "custom", "search"] = "function"
     namespace: str | None = None
+    hides: bool = False
+    """Whether OpenAI would encrypt some of its arguments."""
 
 
 @define

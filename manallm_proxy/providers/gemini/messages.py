@@ -19,7 +19,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.openai.assistant_message import assistant_content, shown_images
 from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.joined import joined_lines
-from manallm_proxy.openai.json_object import object_bytes
+from manallm_proxy.openai.json_object import contains, object_bytes
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 from manallm_proxy.providers.history import ANY_SIGNATURE
 
@@ -29,6 +29,9 @@ clients that return it there do so here."""
 
 ENCODED_SIGNATURE: Final = base64.b64encode(ANY_SIGNATURE.encode()).decode()
 """The other form of what stands in for a signature, which LiteLLM sends."""
+_REFERENCE: Final = b'"$ref"'
+_ESCAPED: Final = rb"\u0024"
+"""A dollar sign."""
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
@@ -45,6 +48,8 @@ class Conversation:
     is_foreign: bool = False
     stand_in: str = ANY_SIGNATURE
     object_bytes: Callable[[str], bytes | None] = object_bytes
+    name: Callable[[str], str] = str
+    """The name that Gemini gets for that of a tool."""
     contents: list[Fields] = field(factory=list, repr=False)
     _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
@@ -62,9 +67,10 @@ class Conversation:
         is_foreign: bool = False,
         stand_in: str = ANY_SIGNATURE,
         object_bytes: Callable[[str], bytes | None] = object_bytes,
+        name: Callable[[str], str] = str,
     ) -> Conversation:
         """Translates `messages`. Raises InvalidRequest with a path if malformed, Unsupported if Gemini lacks it."""
-        conversation = cls(signed, is_foreign, stand_in, object_bytes)
+        conversation = cls(signed, is_foreign, stand_in, object_bytes, name)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
         if not conversation.contents:
@@ -130,7 +136,7 @@ class Conversation:
         if call.get("type", "function") != "function":
             raise Unsupported(f"Gemini knows tool calls of type 'function' only, {path} is another", param="messages")
         function = required(call, "function", dict, path + ".")
-        name = required(function, "name", str, path + ".function.")
+        name = self.name(required(function, "name", str, path + ".function."))
         arguments = self._arguments(function.get("arguments"), path + ".function.arguments")
         said: Fields = {"name": name, "args": arguments}
         if (id_ := optional(call, "id", str, path + ".")) is not None:
@@ -161,13 +167,14 @@ class Conversation:
         if name is None:
             raise InvalidRequest(f"'{path}tool_call_id' names no tool call before it", param=path + "tool_call_id")
         text, others = _text_and_rest(message, path)
-        return {"functionResponse": {"id": id_, "name": name, "response": self._output(text)}}, others
+        return {"functionResponse": {"id": id_, "name": self.name(name), "response": self._output(text)}}, others
 
     def _output(self, text: str) -> object:
         """A tool's result as the object that Gemini requires: a JSON object unchanged, anything else under
-        ``output``."""
-        raw = self._object(text)
-        return {"output": text} if raw is None else raw
+        ``output``; so is a JSON schema, since Gemini takes ``$ref`` in an object for the name of a picture."""
+        raw = self.object_bytes(text)
+        is_text = raw is None or contains(raw, _REFERENCE) or contains(raw, _ESCAPED)
+        return {"output": text} if is_text or raw is None else msgspec.Raw(raw)
 
     def _object(self, text: str) -> msgspec.Raw | None:
         """A JSON object, its bytes unchanged except for lone surrogates; None for any other text."""

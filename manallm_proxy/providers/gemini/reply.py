@@ -7,6 +7,7 @@ leniently.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -185,8 +186,9 @@ def _parts(candidate: Any) -> list[Any]:
 
 @define
 class Reader:
-    """Reads one answer, whole or chunk by chunk."""
+    """Reads one answer, whole or chunk by chunk. ``names``: of tools, see `Call`."""
 
+    _names: Mapping[str, str] = field(factory=dict, repr=False)
     _counted: Any = None
     """The latest chunk's counters, which are totals so far."""
     _finished: set[int] = field(factory=set)
@@ -252,7 +254,7 @@ class Reader:
     def _delta(self, candidate: _Candidate) -> Delta:
         index = count(candidate.index)
         parts = (candidate.content and candidate.content.parts) or []
-        calls = _tool_calls(parts, self._called.get(index, 0))
+        calls = _tool_calls(parts, self._called.get(index, 0), self._names)
         content = joined_text([part.text for part in parts if part.text and not part.thought])
         images = tuple([_data_uri(part.inline_data) for part in parts if _is_image(part)])
         self._begun.add(index)
@@ -287,12 +289,18 @@ class Reader:
         return "tool_calls" if index in self._called else "stop"
 
 
-def _tool_calls(parts: list[_Part], first: int) -> tuple[ToolCall, ...]:
+def _tool_calls(parts: list[_Part], first: int, names: Mapping[str, str]) -> tuple[ToolCall, ...]:
     """They come whole, a part each; `first` is the place of the first among those of its choice."""
     called = [(part.function_call, part.thought_signature) for part in parts if part.function_call is not None]
     return tuple(
         [
-            ToolCall(call.name or "", json_text(call.args or {}), call.id or new_call_id(), n, _extra(signature))
+            ToolCall(
+                names.get(call.name or "", call.name or ""),
+                json_text(call.args or {}),
+                call.id or new_call_id(),
+                n,
+                _extra(signature),
+            )
             for n, (call, signature) in enumerate(called, first)
         ]
     )

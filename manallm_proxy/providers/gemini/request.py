@@ -7,6 +7,8 @@ have no equivalent in Gemini's API. Other fields without one (``user``, ``logit_
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from manallm_proxy.contract.errors import InvalidRequest
@@ -26,6 +28,7 @@ from manallm_proxy.openai.request_fields import (
     wanted_vectors,
     wrong,
 )
+from manallm_proxy.openai.short_names import short_name
 from manallm_proxy.openai.stand_ins import StandIns, read_texts
 from manallm_proxy.openai.tool_choice import tool_choice
 from manallm_proxy.providers.gemini.google_fields import google_fields
@@ -35,6 +38,8 @@ from manallm_proxy.providers.wire import Request
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
 """Strict, since the model becomes part of a URL that is requested with our key, and must not redirect it."""
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,63}", re.ASCII)
+"""Names of functions that Gemini takes."""
 _GENERATION: Final = re.compile(r"(?:.*/)?gemini-(\d+)(?:\.(\d+))?\b")
 
 _SETTINGS: Final[dict[str, tuple[str, type]]] = {
@@ -65,6 +70,8 @@ _LEAST_PRO_BUDGET: Final = 128
 
 SIGNATURES, ANY_SIGNATURE_AS_IT_IS = "signatures", "any_signature"
 """In a call's ``denied``: what the target has refused, the signatures of its history, and what stands in for them."""
+THINKING: Final = "thinking"
+"""Likewise: to think otherwise than it does by itself."""
 
 
 def build(call: Call, entry: Entry) -> Request:
@@ -96,16 +103,17 @@ def _chat(asked: Fields, model: str, call: Call, texts: StandIns) -> Fields:
         is_foreign=is_foreign,
         stand_in=ENCODED_SIGNATURE if ANY_SIGNATURE_AS_IT_IS in call.denied else ANY_SIGNATURE,
         object_bytes=texts.object_bytes,
+        name=partial(_name, call.names),
     )
     if talk.has_broken_arguments:
         call.remarks.append(NO_OBJECT)
     fields: Fields = {"contents": talk.contents}
     if talk.instruction is not None:
         fields["systemInstruction"] = {"role": "user", "parts": [{"text": talk.instruction}]}
-    fields |= _tools(asked)
+    fields |= _tools(asked, talk.name)
     google = google_fields(asked)
     settings = _settings(asked) | _format(asked) | _logprobs(asked) | _answer_kinds(asked)
-    if thinking := google.thinking or _thinking(asked, model):
+    if thinking := google.thinking or (THINKING not in call.denied and _thinking(asked, model)):
         settings["thinkingConfig"] = thinking
     return fields | google.top | _config(settings)
 
@@ -244,14 +252,24 @@ def _format(asked: Fields) -> Fields:
 _MODES: Final = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 
 
-def _tools(asked: Fields) -> Fields:
+def _name(names: dict[str, str], name: str) -> str:
+    """`name`, or one that Gemini takes in place of it, which is noted in `names`: it refuses the whole request for one
+    tool's."""
+    if not name or _NAME.fullmatch(name):
+        return name
+    short = short_name(name)
+    names[short] = name
+    return short
+
+
+def _tools(asked: Fields, name: Callable[[str], str]) -> Fields:
     tools = all_of(dict, optional(asked, "tools", list) or [], "tools")
-    declared = [_declaration(tool, f"tools[{n}].") for n, tool in enumerate(tools)]
+    declared = [_declaration(tool, f"tools[{n}].", name) for n, tool in enumerate(tools)]
     choice = tool_choice(asked)
     allowed = choice.allowed(tools)
     if not declared:
         return {}
-    names = dict.fromkeys(tool["function"]["name"] for tool in allowed)  # to look one up takes no walk through all
+    names = dict.fromkeys(name(tool["function"]["name"]) for tool in allowed)  # to look one up takes no walk
     fields: Fields = {"tools": [{"functionDeclarations": [each for each in declared if each["name"] in names]}]}
     if choice.mode is not None:
         narrowed = choice.mode == "required" and choice.names is not None
@@ -260,12 +278,12 @@ def _tools(asked: Fields) -> Fields:
     return fields
 
 
-def _declaration(tool: Fields, path: str) -> Fields:
+def _declaration(tool: Fields, path: str, name: Callable[[str], str]) -> Fields:
     if tool.get("type", "function") != "function":
         raise Unsupported(f"Gemini knows tools of type 'function' only, {path[:-1]} is another", param="tools")
     function = required(tool, "function", dict, path)
     path += "function."
-    declared: Fields = {"name": required(function, "name", str, path)}
+    declared: Fields = {"name": name(required(function, "name", str, path))}
     if (description := optional(function, "description", str, path)) is not None:
         declared["description"] = description
     if (schema := optional(function, "parameters", dict, path)) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from attrs import evolve
@@ -17,13 +18,15 @@ from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.providers.effort import FIELD, is_wish
 from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
-from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES
+from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES, THINKING
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
 from manallm_proxy.providers.history import note_changes, refuses_signatures
 from manallm_proxy.providers.length import clamp_max_tokens
+from manallm_proxy.providers.missing_results import misses_results, with_results
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
@@ -32,6 +35,11 @@ _BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _VERSION: Final = "v1beta"
 """The API version that also serves preview models (ai.google.dev/gemini-api/docs/api-versions)."""
 _VERSIONED: Final = re.compile(r"\w+://[^/]+/(?:.*/)?v\d+\w*", re.ASCII)
+
+_UNTHINKING: Final = re.compile(
+    rb"\bthinking (?:level |budget )?(?:\w{1,20} )?is not (?:supported|enabled)|only works in thinking mode",
+    re.IGNORECASE,
+)
 
 
 def versioned(base_url: str | None) -> str:
@@ -56,11 +64,20 @@ class GeminiWire:
         return errors.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Replaces the signatures of the history, which may be of another model, or reduces ``max_tokens``."""
+        """Replaces the signatures of the history, which may be of another model, or reduces ``max_tokens``.
+
+        An effort that a client sets for all models is left out, and calls without a result get one.
+        """
         if status != 400 or call.endpoint is not Endpoint.CHAT:
             return None
         if refuses_signatures(body):
             return self._with_stand_ins(call, entry)
+        if _UNTHINKING.search(body) and not is_wish(call):
+            call.remarks.append(f"not sent on: {FIELD}, which the target does not know")
+            changed = evolve(call, denied=call.denied | {THINKING})
+            return evolve(self.request(changed, entry), call=changed)
+        if misses_results(body) and (paired := with_results(call)) is not call:
+            return evolve(self.request(paired, entry), call=paired)
         shorter = clamp_max_tokens(call, body) if call.cuts_length else None
         return evolve(self.request(shorter, entry), call=shorter) if shorter is not None else None
 
@@ -82,18 +99,19 @@ class GeminiWire:
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings(call, entry.target.model, body)
-        return _whole(body)
+        return _whole(body, names=call.names)
 
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
         """Ignores `content_type`: an error may come as plain JSON in place of a stream."""
-        return Sniffer(GeminiTranslator(limits), _whole, limits)
+        reader = reply.Reader(call.names)
+        return Sniffer(GeminiTranslator(limits, reader), partial(_whole, names=call.names), limits)
 
     def listed(self, body: bytes) -> ModelList:
         """Not used, since Google is not probed."""
         return ModelList()
 
 
-def _whole(body: bytes) -> Answer:
-    return reply.Reader().whole(reply.read(body))
+def _whole(body: bytes, *, names: Mapping[str, str]) -> Answer:
+    return reply.Reader(names).whole(reply.read(body))

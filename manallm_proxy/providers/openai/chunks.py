@@ -113,10 +113,12 @@ def has_error_finish(choice: dict[str, Any]) -> bool:
 
 
 def usage_of(chunk: dict[str, Any]) -> Usage | None:
-    """The usage in a chunk, also in Groq's own place for it."""
+    """The usage in a chunk, also in Groq's own place for it, and in Kimi's: its choice."""
     usage = chunk.get("usage")
     if usage is None and isinstance(groq := chunk.get("x_groq"), dict):
         usage = groq.get("usage")
+    if usage is None:
+        usage = next((choice["usage"] for choice in choices_of(chunk) if "usage" in choice), None)
     return usage_from_openai(usage)
 
 

@@ -23,10 +23,17 @@ from manallm_proxy.openai.json_object import BOM, encode
 from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
+from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.classify import classify, envelope
-from manallm_proxy.providers.effort import nearest_effort
-from manallm_proxy.providers.evidence import TOP_K, is_for_all
+from manallm_proxy.providers.effort import (
+    BESIDE_TOOLS,
+    nearest_effort,
+    refuses_beside_tools,
+    unthinking_with_tools,
+)
+from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
+from manallm_proxy.providers.forced_choice import unthinking_for_choice
 from manallm_proxy.providers.history import (
     EXTRAS,
     IDS,
@@ -39,7 +46,8 @@ from manallm_proxy.providers.history import (
     without_signatures,
 )
 from manallm_proxy.providers.learned import remember
-from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, is_unknown, named, wanted_name, without_field
+from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
+from manallm_proxy.providers.missing_results import misses_results, with_results
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -56,7 +64,9 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
+from manallm_proxy.providers.refused_fields import LEFT_OUT, refused_field, without_refused
 from manallm_proxy.providers.sniffer import Sniffer
+from manallm_proxy.providers.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
 from manallm_proxy.providers.turns import ORDERS, in_order, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
@@ -80,12 +90,17 @@ class OpenAIWire:
     """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
     _forgetful: dict[str, frozenset[str]] = field(factory=dict)
     """By model, oldest first: what those refused in a history that have refused any of it, see `history`."""
-    _no_top_k: dict[str, None] = field(factory=dict)
-    """Models that refused ``top_k``, oldest first."""
+    _fieldless: dict[str, frozenset[str]] = field(factory=dict)
+    """By model, oldest first: what it refused, see `refused_fields`."""
+    _unthinking: dict[str, None] = field(factory=dict)
+    """Models that take no tools unless they need not think, oldest first."""
+    _as_objects: dict[str, None] = field(factory=dict)
+    """Models that refused the schema of a tool for its form, oldest first."""
 
     def splices(self, call: Call) -> bool:
-        learned = self._lengths or self._no_top_k  # then `_renamed` may copy or decode it
-        return not (self._forces(call) or self._forgetful or (learned and not call.relays))
+        learned = self._lengths or self._fieldless  # then `_renamed` may copy or decode it
+        of_all = self._forgetful or self._as_objects or self._unthinking
+        return not (self._forces(call) or of_all or (learned and not call.relays))
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
@@ -106,17 +121,15 @@ class OpenAIWire:
         """`call` without what the target refuses in a history; if a door made it, with the length under its name."""
         if self._forgetful and (refused := self._forgetful.get(entry.target.model)):
             call = without_members(call, refused)
-        if self._no_top_k and not call.relays and entry.target.model in self._no_top_k:
-            call = self._without_top_k(call)
+        if self._as_objects and entry.target.model in self._as_objects:
+            call = with_object_schemas(call)
+        if self._unthinking and entry.target.model in self._unthinking and call.endpoint is Endpoint.CHAT:
+            call = unthinking_with_tools(call)
+        if self._fieldless and not call.relays and (refused := self._fieldless.get(entry.target.model)):
+            for what in sorted(refused):
+                call = without_refused(call, what)
         name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
         return call if name is None else named(call, name)
-
-    def _without_top_k(self, call: Call) -> Call:
-        """`call` without what other APIs have and OpenAI's chats have not."""
-        if TOP_K not in call.summary.spans:
-            return call
-        call.remarks.append(f"not sent on: {TOP_K}, which the target does not know")
-        return without_field(call, TOP_K)
 
     def _may_ask(self, call: Call, entry: Entry) -> bool:
         return self.asks_usage and entry.target.model not in self._strict and USAGE not in call.denied
@@ -131,14 +144,14 @@ class OpenAIWire:
         """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
         So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
-        ids of calls get another form.
+        ids of calls get another form, and so do arguments that are no JSON, and the schemas of tools.
 
-        Of what a door has translated it also leaves out ``reasoning_effort: none``, which Ollama's clients send by
-        default, and which a model that does not think may refuse, and ``top_k``. It gives another effort as the nearest
-        that the target knows, and the length in the name that it wants.
+        Of what a door has translated it also leaves out some settings, or gives the effort as the nearest that the
+        target knows, and the length in the name that it wants.
         """
-        is_order = status == 500 and bool(refused_order(body))  # llama.cpp's status for what its template refuses
-        if not (status in (400, 422) or is_order) or call.endpoint.is_opaque:
+        is_broken = call.endpoint is Endpoint.CHAT and refuses_arguments(body)
+        is_form = status == 500 and (is_broken or bool(refused_order(body)))  # llama.cpp's status for both
+        if not (status in (400, 422) or is_form) or call.endpoint.is_opaque:
             return None
         sent = self._renamed(call, entry)
         if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
@@ -151,14 +164,28 @@ class OpenAIWire:
                 return self._again(silent, entry, _for_all(sent, *refused))
         if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
             return self._again(silent, entry)  # of another model: its own it will get again
-        if not call.relays and TOP_K in sent.summary.spans and TOP_K.encode() in body and is_unknown(body):
-            return self._again(self._without_top_k(sent), entry, _for_all(sent, TOP_K))
+        if (
+            call.endpoint is Endpoint.CHAT
+            and refuses_schemas(body)
+            and (as_objects := with_object_schemas(sent)) is not sent
+        ):
+            return self._again(as_objects, entry, _for_all(sent, SCHEMAS))
+        if call.endpoint is Endpoint.CHAT and misses_results(body) and (paired := with_results(sent)) is not sent:
+            return self._again(paired, entry)
+        if is_broken and (whole := with_whole_arguments(sent)) is not sent:
+            return self._again(whole, entry)
         if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self._again(self._renamed(shorter, entry), entry)
         if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
             return self._again(nearest, entry)
-        if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
-            return self._again(without_field(sent, "reasoning_effort"), entry, without="reasoning_effort")
+        if call.endpoint is Endpoint.CHAT and refuses_beside_tools(body):
+            silent = unthinking_with_tools(sent)
+            return self._again(silent, entry, _for_all(sent, BESIDE_TOOLS)) if silent is not sent else None
+        if call.endpoint is Endpoint.CHAT and (silent := unthinking_for_choice(sent, body)) is not sent:
+            return self._again(silent, entry)
+        field = refused_field(sent, body) if not call.relays else ""
+        if field and (silent := without_refused(sent, field)) is not sent:
+            return self._again(silent, entry, _for_all(sent, field))
         if USAGE.encode() not in body or call.summary.wants_usage or not call.summary.stream:
             return None
         return self._again(evolve(sent, denied=sent.denied | {USAGE}), entry, without=USAGE)
@@ -171,8 +198,12 @@ class OpenAIWire:
             known = self._forgetful.get(model, frozenset())
             contrary = {REASONING} if refused & NEEDED.keys() else NEEDED.keys() if REASONING in refused else set()
             remember(self._forgetful, model, refused | (known - contrary))
-        if request.without == TOP_K:
-            remember(self._no_top_k, model, None)
+        if request.without in LEFT_OUT:
+            remember(self._fieldless, model, self._fieldless.get(model, frozenset()) | {request.without})
+        if request.without == BESIDE_TOOLS:
+            remember(self._unthinking, model, None)
+        if request.without == SCHEMAS:
+            remember(self._as_objects, model, None)
         if model in self._strict or request.without != USAGE:
             return False
         remember(self._strict, model, None)
@@ -219,11 +250,6 @@ class OpenAIWire:
 def _for_all(call: Call, *refused: str) -> str:
     """What may be learned of what is `refused` of `call`, as a request's `without`."""
     return " ".join(what for what in refused if is_for_all(call, what))
-
-
-def _says_no_effort(call: Call) -> bool:
-    span = call.summary.spans.get("reasoning_effort")
-    return span is not None and call.body[slice(*span)] == b'"none"'
 
 
 def _whole(body: bytes) -> Answer:
