@@ -24,7 +24,7 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import contains, decode, encode
 from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows
 from manallm_proxy.providers.length import is_unknown
-from manallm_proxy.providers.turns import ALTERNATE, ONE_SYSTEM, ORDERS, TURNS, ordered, refused_order
+from manallm_proxy.providers.turns import ORDERS, ordered, refused_order
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""
@@ -77,9 +77,7 @@ _REMARKS: Final = {
     EXTRAS: "members of other answers left out",
     SIGNATURES: "signatures of calls left out",
     IDS: "ids of calls shortened",
-    ONE_SYSTEM: ORDERS[ONE_SYSTEM],
-    TURNS: ORDERS[TURNS],
-    ALTERNATE: ORDERS[ALTERNATE],
+    **ORDERS,
 }
 """What is done about each, in this order."""
 _SHORT: Final = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)

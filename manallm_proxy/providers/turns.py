@@ -32,11 +32,11 @@ DEVELOPER: Final = "developer"
 """Likewise: messages of a developer."""
 ORDERS: Final = {
     DEVELOPER: "messages of a developer are the system's",
+    ONE_SYSTEM: "system messages joined",
     TURNS: "an answer put between a tool's result and the user's words",
     ALTERNATE: "turns of one role joined",
-    ONE_SYSTEM: "system messages joined",
 }
-"""What is done about each."""
+"""What is done about each, in this order."""
 _REFUSALS: Final = {
     DEVELOPER: re.compile(
         rb"\bunknown variant \W{0,2}developer\b|\btag \W{0,2}developer\b|\bUnexpected message role\b"
