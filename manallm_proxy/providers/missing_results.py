@@ -9,7 +9,7 @@ be over.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -59,21 +59,21 @@ def with_results(call: Call) -> Call:
 
 def _of_chat(rows: list[Row]) -> list[Row]:
     """Messages, each result after its call. A late one is moved there."""
-    results: dict[Any, Row] = {}
+    results: dict[str | None, Row] = {}
     for row in rows:
         if row.get("role") == _TOOL:
-            results.setdefault(_value(row, "tool_call_id"), row)
+            results.setdefault(_id(row, "tool_call_id"), row)
     kept: list[Row] = []
     placed: set[int] = set()
     for n, row in enumerate(rows):
         if id(row) in placed:
             continue
         kept.append(row)
-        missed = [_value(each, "id") for each in _calls(row)]
+        placed.add(id(row))
+        missed = dict.fromkeys(id_ for each in _calls(row) if (id_ := _id(each, "id")) is not None)
         at = n + 1
         while missed and at < len(rows) and rows[at].get("role") == _TOOL:
-            if (id_ := _value(rows[at], "tool_call_id")) in missed:
-                missed.remove(id_)
+            missed.pop(_id(rows[at], "tool_call_id") or "", None)
             kept.append(rows[at])
             placed.add(id(rows[at]))
             at += 1
@@ -82,7 +82,7 @@ def _of_chat(rows: list[Row]) -> list[Row]:
             if late is not None and id(late) not in placed:
                 placed.add(id(late))
                 kept.append(late)
-            elif id_ is not None:
+            else:
                 kept.append({"role": _TOOL, "tool_call_id": msgspec.Raw(encode(id_)), "content": _RESULT})
     return rows if len(kept) == len(rows) and all(map(_is, kept, rows)) else kept
 
@@ -94,7 +94,7 @@ def _is(one: Row, other: Row) -> bool:
 def _of_messages(turns: list[Row]) -> list[Row]:
     """Turns, those after calls with all results."""
     kept: list[Row] = []
-    missed: list[Any] = []
+    missed: list[str] = []
     for turn in turns:
         is_users = turn.get("role") == _USER
         if missed and not is_users:
@@ -104,16 +104,16 @@ def _of_messages(turns: list[Row]) -> list[Row]:
             turn = _with_blocks(turn, missed)
         kept.append(turn)
         uses = _blocks(turn) if turn.get("role") == _ASSISTANT else []
-        missed = [_value(block, "id") for block in uses if block.get("type") == _TOOL_USE]
+        missed = [id_ for block in uses if block.get("type") == _TOOL_USE and (id_ := _id(block, "id")) is not None]
     if missed:
         kept.append({"role": _USER, "content": msgspec.Raw(encode_whole([*map(_interrupted, missed)]))})
     return kept
 
 
-def _with_blocks(turn: Row, ids: list[Any]) -> Row:
+def _with_blocks(turn: Row, ids: list[str]) -> Row:
     """A user's turn with results for those of the calls that have none there."""
     blocks = _blocks(turn)
-    given = [_value(block, "tool_use_id") for block in blocks if block.get("type") == _TOOL_RESULT]
+    given = {_id(block, "tool_use_id") for block in blocks if block.get("type") == _TOOL_RESULT}
     missed = [id_ for id_ in ids if id_ not in given]
     if not missed:
         return turn
@@ -122,18 +122,18 @@ def _with_blocks(turn: Row, ids: list[Any]) -> Row:
     return {**turn, "content": msgspec.Raw(encode_whole([*map(_interrupted, missed), *blocks]))}
 
 
-def _interrupted(id_: Any) -> Row:
+def _interrupted(id_: str) -> Row:
     return {"type": _TOOL_RESULT, "tool_use_id": msgspec.Raw(encode(id_)), "content": _RESULT, "is_error": _TRUE}
 
 
 def _of_responses(items: list[Row]) -> list[Row]:
     """Items, each call with an output behind it."""
-    given = {_value(item, "call_id") for item in items if item.get("type") in _OUTPUTS.values()}
+    given = {_id(item, "call_id") for item in items if item.get("type") in _OUTPUTS.values()}
     kept: list[Row] = []
     for item in items:
         kept.append(item)
         output = _OUTPUTS.get(bytes(item.get("type", _NULL)))
-        if output is not None and "call_id" in item and _value(item, "call_id") not in given:
+        if output is not None and (id_ := _id(item, "call_id")) is not None and id_ not in given:
             kept.append({"type": output, "call_id": item["call_id"], "output": _RESULT})
     return kept
 
@@ -147,5 +147,7 @@ def _blocks(turn: Row) -> list[Row]:
     return read_rows(content) if content.startswith(b"[") else []
 
 
-def _value(row: Row, key: str) -> Any:
-    return decode(bytes(row[key])) if key in row else None
+def _id(row: Row, key: str) -> str | None:
+    """The id under `key`; None if there is none, or no text."""
+    given = bytes(row.get(key, _NULL))
+    return decode(given, type=str) if given.startswith(b'"') else None
