@@ -105,6 +105,8 @@ LINE = "x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cc
         ([text(LINE), text(LINE), text("You are X.")], "You are X."),
         ([text("You are X."), text(LINE)], f"You are X.\n{LINE}"),
         ("x-anthropic is a word", "x-anthropic is a word"),
+        (f"{LINE}\n" * 9, f"{LINE}\n"),
+        ([text("x-anthropic-a:")] * 20_000, "\n".join(["x-anthropic-a:"] * (20_000 - 8))),
         ([text(LINE), text("You are X. " * 100)], "You are X. " * 100),
         (f"{LINE}\n" + "You are X. " * 100, "You are X. " * 100),
     ],

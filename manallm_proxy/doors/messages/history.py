@@ -41,8 +41,8 @@ _SEARCHES: Final = frozenset({"web_search_tool_result", "tool_search_tool_result
 request's tools. If they were refused, a conversation could not go on with any other target."""
 _SEARCHED: Final = ("web_search", "tool_search_tool_")
 """Beginnings of the names of those tools."""
-_OF_CLIENT: Final = re.compile(r'x-anthropic-[a-z-]+:[^\n"]*(?:\n|\Z)')
-"""A line of Claude Code's at the beginning of its instructions, which is for Anthropic alone. It is another one each
+_OF_CLIENT: Final = re.compile(r'(?:x-anthropic-[a-z-]{1,64}:[^\n"]{0,1000}(?:\n|\Z)){0,8}')
+"""Lines of Claude Code's at the beginning of its instructions, which are for Anthropic alone. They are others each
 time: a local server would read the whole prompt again."""
 _NEXT_MESSAGE: Final = "(The result is in the next message.)"
 
@@ -184,9 +184,8 @@ class History:
 
 
 def _without_lines_of_client(text: str) -> str:
-    while line := _OF_CLIENT.match(text):
-        text = text[line.end() :]
-    return text
+    lines = _OF_CLIENT.match(text)
+    return text[lines.end() :] if lines is not None else text
 
 
 def _parts_of_result(block: Fields, kind: str, path: str) -> list[Fields]:
