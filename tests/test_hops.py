@@ -70,3 +70,18 @@ async def test_a_client_sends_no_count_to_a_provider(tmp_path: Path) -> None:
         assert (status, cloud.posts[-1].headers[HEADER.lower()]) == (200, "1")
         status, answer, headers = await p.post("/v1/chat/completions", body, headers={HEADER: str(MOST)})
         assert (status, answer["error"]["code"], headers["x-should-retry"]) == (502, "loop_detected", "false")
+
+
+async def test_a_client_that_sends_the_count_takes_no_proxy_from_others(tmp_path: Path) -> None:
+    """The next proxy refuses its requests, or has nobody left for them. Two of those opened that one's circuit."""
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.mkdir()
+    async with upstream(each(answers)) as cloud, proxy(settings({"c": openai(cloud.url)}, ["c/m"]), paths[0]) as back:
+        async with proxy(settings({"b": openai(back.url)}, ["b/mana/test"]), paths[1]) as front:
+            for _ in range(3):
+                status, answer, _ = await front.post(
+                    "/v1/chat/completions", {"messages": []}, headers={HEADER: str(MOST - 1)}
+                )
+                assert (status, answer["error"]["attempts"][0]["reason"]) == (503, "http_5xx")
+            assert (await front.chat())[0] == 200

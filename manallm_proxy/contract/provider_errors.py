@@ -172,6 +172,20 @@ class ModelFailed(ServerFailed):
     """500: mostly a failure of one model (its runner crashed, it called an undeclared tool)."""
 
 
+class FarFailed(ServerFailed):
+    """5xx for a request that says that it has passed many proxies: the end of a circle, or what a client made up."""
+
+    blame = Blame.NOBODY
+
+    @classmethod
+    def of(cls, error: ServerFailed) -> FarFailed:
+        failed = cls(
+            error.message, detail=error.detail, provider_status=error.provider_status, retry_after=error.retry_after
+        )
+        failed.provider_message, failed.usage = error.provider_message, error.usage
+        return failed
+
+
 class ServerBusy(ProviderError):
     """5xx that says "busy" or "loading": the target cools."""
 

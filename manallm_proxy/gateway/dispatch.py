@@ -10,12 +10,13 @@ from attrs import evolve, field
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.door import Reply, StatefulReply
 from manallm_proxy.contract.provider import Call, Provider
+from manallm_proxy.contract.provider_errors import FarFailed, ServerFailed
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.hops import HEADER
+from manallm_proxy.gateway.hops import FAR, HEADER
 from manallm_proxy.gateway.request_plan import RequestPlan
 from manallm_proxy.gateway.trace_context import headers_for
 from manallm_proxy.openai.allocator import APART
@@ -97,8 +98,15 @@ class Dispatch:
             provider, call = self._attempt(entry, await offload(True, self._call_at, entry))
             return await attempt(provider, catalog, call, entry)
 
+        async def ask_far(entry: Entry) -> T:
+            try:
+                return await chosen(entry)
+            except ServerFailed as error:
+                raise FarFailed.of(error) from None
+
         differs = self.call.native is not None or self.call.own is not None
-        return ask_aside if self.call.is_large and differs else ask
+        chosen = ask_aside if self.call.is_large and differs else ask
+        return ask_far if self.hops > FAR else chosen
 
     def _call_at(self, entry: Entry) -> Call:
         """The call as the entry's provider gets it."""

@@ -11,11 +11,14 @@ from multidict import CIMultiDictProxy
 
 HEADER: Final = "X-Mana-LLM-Hops"
 MOST: Final = 8
+FAR: Final = MOST // 2
+"""Behind more of them, a failure of another one counts against nobody: anyone may send the header, and two requests
+that are refused for it would take that proxy from everybody."""
 _NAME: Final = "manallm-proxy/"
 
 
 def hops_of(headers: CIMultiDictProxy[str]) -> int:
-    """How many proxies of this kind the request has passed. Anyone may send the header: it can only refuse."""
+    """How many proxies of this kind the request has passed, as far as its headers say."""
     given = headers.get(HEADER, "")
     before = int(given) if given.isascii() and given.isdigit() and len(given) < 4 else 0
     return before + 1 if before or headers.get("User-Agent", "").startswith(_NAME) else 0
