@@ -71,7 +71,7 @@ async def play(rule: Callable[[Any], str], tmp_path: Path, *bodies: dict[str, An
 async def test_all_that_an_older_server_refuses(tmp_path: Path) -> None:
     """One by one, and all at once from then on. The rest is sent as it was."""
     sent, log = await play(older, tmp_path, BODY, BODY)
-    assert len(sent) == 6 + 1
+    assert len(sent) == 7 + 1
     assert sent[-1] == sent[-2]
     short = {"type": "ephemeral"}
     assert sent[-1] == {

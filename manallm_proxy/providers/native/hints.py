@@ -23,12 +23,14 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.length import is_unknown
 
 BUDGETS, ADAPTIVE, EFFORT, THIS_EFFORT = "thinking.enabled", "thinking.adaptive", "output_config.effort", "this effort"
-EDITING: Final = "context_management"
-OF_TOOLS: Final = "members of tools"
-_OF_TOOLS: Final = ("defer_loading", "eager_input_streaming", "input_examples")
+EDITING, THIS_EDITING = "context_management", "this context_management"
+OF_TOOLS: Final = ("defer_loading", "eager_input_streaming", "input_examples")
+"""Members of tools, each of which may be refused."""
 CACHING, HOURS = "cache_control", "cache_control.ttl"
-HINTS: Final = frozenset({BUDGETS, ADAPTIVE, EFFORT, EDITING, OF_TOOLS, CACHING, HOURS})
+HINTS: Final = frozenset({BUDGETS, ADAPTIVE, EFFORT, EDITING, *OF_TOOLS, CACHING, HOURS})
 """What may be learned of a model."""
+_OF_ONE: Final = frozenset({THIS_EFFORT, THIS_EDITING})
+"""What is left out of the one request: its value was refused, or something inside of it."""
 _REFUSED: Final = {
     BUDGETS: rb"thinking\.type\.enabled\W{1,4}is not supported",
     ADAPTIVE: rb"(?:adaptive thinking|thinking\.type\.adaptive)\W{1,4}is not supported|tag 'adaptive' found",
@@ -36,7 +38,7 @@ _REFUSED: Final = {
     THIS_EFFORT: rb"\boutput_config\.effort\b.{0,40}not supported|cannot be disabled when reasoning_effort is set",
 }
 _PATTERNS: Final = {what: re.compile(words, re.IGNORECASE) for what, words in _REFUSED.items()}
-_NAMED: Final = re.compile(rb"\b(?:%b)\b" % "|".join((EDITING, *_OF_TOOLS)).encode())
+_NAMED: Final = re.compile(rb"\b(%b)\b(\.?)" % "|".join((EDITING, *OF_TOOLS)).encode())
 _CACHING: Final = re.compile(rb"\bcache_control(\.(?:ephemeral\.)?(?:ttl|scope))?\b")
 _BUDGET: Final = {"low": 2048, "medium": 8192, "high": 16_384}
 _MOST_BUDGET, _LEAST_BUDGET = 31_999, 1024
@@ -54,7 +56,7 @@ def refused_hint(call: Call, refusal: bytes) -> str:
     if not is_unknown(refusal):
         return ""
     if named := _NAMED.search(refusal):
-        return EDITING if named[0] == EDITING.encode() else OF_TOOLS
+        return THIS_EDITING if named[1] == EDITING.encode() and named[2] else named[1].decode()
     caching = _CACHING.search(refusal)
     return "" if caching is None else HOURS if caching[1] else CACHING
 
@@ -69,7 +71,7 @@ def without_hints(call: Call, refused: Collection[str]) -> Call:
 
 def _without_hints(call: Call, refused: Collection[str]) -> Call:
     changed = call
-    for what in sorted(HINTS.union([THIS_EFFORT]).intersection(refused)):
+    for what in sorted((HINTS | _OF_ONE).intersection(refused)):
         before, changed = changed, _without_hint(changed, what)
         if changed is not before:
             call.remarks.append(f"not sent on: {what}, which the target refuses")
@@ -81,10 +83,10 @@ def _without_hint(call: Call, refused: str) -> Call:
         return _thinking_otherwise(call, refused)
     if refused in (EFFORT, THIS_EFFORT):
         return _without_effort(call)
-    if refused == EDITING:
-        return _without_member(call, refused)
-    if refused == OF_TOOLS:
-        return changed_rows(call, "tools", lambda rows: [_left(row, *_OF_TOOLS) for row in rows])
+    if refused in (EDITING, THIS_EDITING):
+        return _without_member(call, EDITING)
+    if refused in OF_TOOLS:
+        return changed_rows(call, "tools", lambda rows: [_left(row, refused) for row in rows])
     for key in _HOLDERS:
         call = changed_rows(call, key, lambda rows: [_cached(row, refused) for row in rows])
     return call
@@ -126,9 +128,9 @@ def _without_member(call: Call, key: str) -> Call:
     return evolve(call, body=body, summary=evolve(call.summary, spans=split_object(body)[1]))
 
 
-def _left(row: Row, *keys: str) -> Row:
-    """`row` without these members; itself if it has none of them."""
-    return row if row.keys().isdisjoint(keys) else {name: value for name, value in row.items() if name not in keys}
+def _left(row: Row, key: str) -> Row:
+    """`row` without that member; itself if it has none."""
+    return row if key not in row else {name: value for name, value in row.items() if name != key}
 
 
 def _cached(row: Row, refused: str) -> Row:

@@ -55,7 +55,8 @@ class NativeWire:
     chats: Wire
     paths: Mapping[Endpoint, str]
     _refusing: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what it refused, see `native.history` and `hints`."""
+    """By model and what of Anthropic's API its client has chosen (``anthropic-beta``), oldest first: what was refused
+    there, see `native.history` and `hints`."""
 
     @property
     def probe_path(self) -> str | None:
@@ -72,7 +73,7 @@ class NativeWire:
         return Request(path, rewrite(call.summary, call.body, entry.target.model), headers=call.headers)
 
     def _accepted(self, call: Call, entry: Entry) -> Call:
-        refused = self._refusing.get(entry.target.model)
+        refused = self._refusing.get(_form_of(entry, call.headers))
         return _without(call, refused) if refused else call
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -104,8 +105,9 @@ class NativeWire:
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         if (refused := request.without) in LEARNED:
-            known = self._refusing.get(entry.target.model, frozenset()) - {_CONTRARY.get(refused, "")}
-            remember(self._refusing, entry.target.model, known | {refused})
+            form = _form_of(entry, request.headers)
+            known = self._refusing.get(form, frozenset()) - {_CONTRARY.get(refused, "")}
+            remember(self._refusing, form, known | {refused})
             return False
         return self.chats.remember_reshaped(entry, request)
 
@@ -130,6 +132,10 @@ class NativeWire:
 
     def listed(self, body: bytes) -> ModelList:
         return self.chats.listed(body)
+
+
+def _form_of(entry: Entry, headers: Mapping[str, str] | None) -> str:
+    return f"{entry.target.model}\n{(headers or {}).get('anthropic-beta', '')}"
 
 
 def _refused(call: Call, refusal: bytes) -> str:
