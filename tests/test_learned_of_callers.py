@@ -221,12 +221,14 @@ async def test_what_another_request_has_taught_meanwhile(path: str, tmp_path: Pa
         assert len(up.posts) == 4
 
 
-@pytest.mark.parametrize(("key", "odd", "usual"), [("top_k", 0, 40), ("max_tokens", 10**8, 9)])
-async def test_a_number_that_is_odd(key: str, odd: int, usual: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "odd", "usual"), [("top_k", 0, 40), ("max_tokens", 10**8, 9), ("temperature", 1.9, 0.5)]
+)
+async def test_a_number_that_is_odd(key: str, odd: float, usual: float, tmp_path: Path) -> None:
     """The server knows the field, and does not support this value; what it does not know it ignores."""
 
     def refuses(asked: Any) -> str:
-        return f"unsupported value: {key}={odd}" if asked.get(key) == odd else ""
+        return f"unsupported value: {key}={odd} is not supported" if asked.get(key) == odd else ""
 
     async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
         for number in (odd, usual):

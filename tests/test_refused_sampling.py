@@ -22,6 +22,23 @@ SAMPLING = {
 """By words of a refusal: what it is about, and what stays."""
 
 
+async def test_what_is_refused_beside_another_is_sent_alone(tmp_path: Path) -> None:
+    """After one request with both, nobody's top_p was sent."""
+    words = "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if "temperature" in seen.json and "top_p" in seen.json:
+            await connection.reply({"error": {"message": words}}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for more in ({"temperature": 0.2}, {}):
+            message = {"max_tokens": 9, "messages": [USER], "top_p": 0.9, **more}
+            assert (await p.post("/v1/messages", message))[0] == 200
+        assert (len(up.posts), up.posts[-1].json["top_p"]) == (3, 0.9)
+
+
 @pytest.mark.parametrize("words", SAMPLING)
 async def test_a_model_that_takes_no_other_sampling(words: str, tmp_path: Path) -> None:
     """Clients of Ollama set it for all models. Who asks in a chat is told."""

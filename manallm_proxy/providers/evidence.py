@@ -18,14 +18,16 @@ from manallm_proxy.openai.rows import Row, read_rows
 from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
 from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
 from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
-from manallm_proxy.providers.refused_fields import TEMPERATURE, TOP_K, TOP_P
-from manallm_proxy.providers.tool_schemas import SCHEMAS
+from manallm_proxy.providers.refused_fields import BESIDE_TEMPERATURE, TEMPERATURE, TOP_K, TOP_P
+from manallm_proxy.providers.tool_schemas import JOINED, SCHEMAS
 from manallm_proxy.providers.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
 
 NO_KEY: Final = rb"(?!\"\s*:)"
 _QUOTED: Final = rb"(?:['`\\.\"]|\\u0027)(?:%b)(?:['`\\:]|\"(?!\s*:))"
 """In quotes of a text, where they are escaped or not, or a text that begins or ends with it; but not a key."""
-OF_DEVELOPER: Final = rb"(?:variant|tag) \W{0,2}developer|unexpected message role|developer\W{1,4}(?:role )?is not"
+GAP: Final = rb"(?:\\u[0-9a-f]{4}|\\[bfnrt]|\W){0,8}"
+"""Up to four characters that are no letters, as JSON may have them in a text."""
+OF_DEVELOPER: Final = rb"(?:variant|tag) %bdeveloper|unexpected message role|developer%b(?:role )?is not" % (GAP, GAP)
 LEARNED: Final = {
     TURNS: rb"unexpected role",
     ALTERNATE: rb"(?:must|should) alternate",
@@ -37,20 +39,24 @@ LEARNED: Final = {
     EXTRAS: rb"%b|not a string: null" % (_QUOTED % b"annotations|audio|function_call|images|refusal"),
     **dict.fromkeys(
         NEEDED,
-        rb"must be passed back|reasoning(?:(?!reasoning)[^{}]){0,160}?is missing|missing.{1,24}reasoning_content%b"
+        rb"must be passed back|reasoning(?:(?!reasoning)[^{}]){0,480}?is missing|missing.{1,24}reasoning_content%b"
         % NO_KEY,
     ),
     OLDER: rb"max_tokens%b" % NO_KEY,
     NEWER: rb"max_completion_tokens%b" % NO_KEY,
     TOP_K: rb"top_k%b" % NO_KEY,
     **dict.fromkeys(
-        (TEMPERATURE, TOP_P),
-        rb"(?:temperature|top_p)%b[^{}]{0,60}(?:not support|is allowed|deprecated for|cannot both|is unsupported)"
-        % NO_KEY,
+        (TEMPERATURE, TOP_P, BESIDE_TEMPERATURE),
+        rb"(?:temperature|top_p)%b(?:%bis unsupported|(?:(?!temperature|top_p)[^{}]){0,360}?"
+        rb"(?:not support|is allowed|deprecated for|cannot both))" % (NO_KEY, GAP),
     ),
     FIELD: rb"reasoning_?effort%b" % NO_KEY,
     BESIDE_TOOLS: rb"reasoning_effort (?:are|to)",
-    SCHEMAS: rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)['`\\.]",
+    **dict.fromkeys(
+        (SCHEMAS, JOINED),
+        rb"missing properties|schema must|root must be|top level|(?:parameters|input_schema)%b%b(?:type|properties)"
+        % (NO_KEY, GAP),
+    ),
 }
 """By what may be learned: words of its refusals, as they may be in a text of a request, but not as its keys."""
 _HIDDEN: Final = rb"\\u00(?!26|27|3[ce])[2-7]"
@@ -74,7 +80,7 @@ _USUAL: Final = {
 _LENGTH: Final = re.compile(rb"(?:1\d|[1-9])?\d{1,4}")
 _VALUES: Final = {
     TOP_K: re.compile(rb"[1-9]\d{0,2}"),
-    **dict.fromkeys((TEMPERATURE, TOP_P), re.compile(rb"[01](?:\.\d{1,17})?")),
+    **dict.fromkeys((TEMPERATURE, TOP_P), re.compile(rb"0(?:\.\d{1,17})?|1(?:\.0{1,17})?")),
     OLDER: _LENGTH,
     NEWER: _LENGTH,
     FIELD: re.compile(rb'"(?:low|medium|high)"'),  # which all models know that know any

@@ -15,15 +15,16 @@ from manallm_proxy.providers.effort import FIELD, is_wish, refuses_effort
 from manallm_proxy.providers.length import is_unknown, without_field
 
 TOP_K, TOP_P, TEMPERATURE = "top_k", "top_p", "temperature"
-LEFT_OUT: Final = (TOP_K, TEMPERATURE, TOP_P, FIELD)
+BESIDE_TEMPERATURE: Final = "top_p beside temperature"
+LEFT_OUT: Final = (TOP_K, TEMPERATURE, TOP_P, BESIDE_TEMPERATURE, FIELD)
 """What may be refused, and is learned then."""
 _TEMPERATURE: Final = re.compile(
     rb"\btemperature\b[^{}]{0,60}(?:not support|only \d(?:\.\d)? is allowed|deprecated for this model)", re.IGNORECASE
 )
 _TOP_P: Final = re.compile(
-    rb"\btop_p\b[^{}]{0,60}(?:not support|deprecated for this model|cannot both)|\btop_p\W{1,4}is unsupported",
-    re.IGNORECASE,
+    rb"\btop_p\b[^{}]{0,60}(?:not support|deprecated for this model)|\btop_p\W{1,4}is unsupported", re.IGNORECASE
 )
+_BOTH: Final = re.compile(rb"\btop_p\b[^{}]{0,60}cannot both", re.IGNORECASE)
 
 
 def refused_field(call: Call, refusal: bytes) -> str:
@@ -31,6 +32,8 @@ def refused_field(call: Call, refusal: bytes) -> str:
     spans = call.summary.spans
     if TOP_K in spans and TOP_K.encode() in refusal and is_unknown(refusal):
         return TOP_K
+    if TOP_P in spans and TEMPERATURE in spans and _BOTH.search(refusal):
+        return BESIDE_TEMPERATURE
     if TOP_P in spans and _TOP_P.search(refusal):
         return TOP_P
     if TEMPERATURE in spans and _TEMPERATURE.search(refusal):
@@ -41,6 +44,8 @@ def refused_field(call: Call, refusal: bytes) -> str:
 
 def without_refused(call: Call, field: str) -> Call:
     """`call`, whose body a door has made, without that `field`; itself if it has none, or if it is a wish."""
+    if field == BESIDE_TEMPERATURE and TEMPERATURE in call.summary.spans:
+        field = TOP_P
     if field not in call.summary.spans or (field == FIELD and is_wish(call)):
         return call
     call.remarks.append(f"not sent on: {field}, which the target does not take")

@@ -14,18 +14,19 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, decode, holds
 from manallm_proxy.openai.rows import Row, read_rows
-from manallm_proxy.providers.evidence import NO_KEY, OF_DEVELOPER, patterns
+from manallm_proxy.providers.evidence import GAP, NO_KEY, OF_DEVELOPER, patterns
 from manallm_proxy.providers.native import hints
 from manallm_proxy.providers.native.history import DEVELOPERS, MISSED, UNSIGNED
 from manallm_proxy.providers.native.response_hints import RESPONSE_HINTS
 
 LEARNED: Final = {
     DEVELOPERS: OF_DEVELOPER,
-    UNSIGNED: rb"signature\W{1,4}in \W{0,2}thinking|thinking\.signature|(?:corrupted|invalid|missing a) thought"
-    rb"|thought[ _]?signature is not",
-    MISSED: rb"must be passed back|(?:reasoning_content|thinking)%b[^{}]{0,160}is missing" % NO_KEY,
+    UNSIGNED: rb"signature%bin %bthinking|thinking\.signature|(?:corrupted|invalid|missing a) thought"
+    rb"|thought[ _]?signature is not" % (GAP, GAP),
+    MISSED: rb"must be passed back|(?:reasoning_content|thinking)%b(?:(?!reasoning_content|thinking)[^{}]){0,480}?"
+    rb"is missing" % NO_KEY,
     hints.BUDGETS: rb"thinking\.type\.enabled",
-    hints.ADAPTIVE: rb"adaptive thinking is|thinking\.type\.adaptive|tag 'adaptive'",
+    hints.ADAPTIVE: rb"adaptive thinking%bis|thinking\.type\.adaptive|tag %badaptive" % (GAP, GAP),
     hints.EFFORT: rb"not support (?:the|reasoning) effort|output_config(?:\.effort)?:",
     hints.EDITING: rb"\bcontext_management\b%b" % NO_KEY,
     **{what: rb"\b%b\b%b" % (what.encode(), NO_KEY) for what in hints.OF_TOOLS},

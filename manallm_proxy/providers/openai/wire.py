@@ -66,7 +66,7 @@ from manallm_proxy.providers.openai.reply import (
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.refused_fields import LEFT_OUT, refused_field, without_refused
 from manallm_proxy.providers.sniffer import Sniffer
-from manallm_proxy.providers.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
+from manallm_proxy.providers.tool_schemas import JOINED, SCHEMAS, refused_form, refuses_schemas, with_object_schemas
 from manallm_proxy.providers.turns import ORDERS, in_order, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
@@ -94,8 +94,8 @@ class OpenAIWire:
     """By model, oldest first: what it refused, see `refused_fields`."""
     _unthinking: dict[str, None] = field(factory=dict)
     """Models that take no tools unless they need not think, oldest first."""
-    _as_objects: dict[str, None] = field(factory=dict)
-    """Models that refused the schema of a tool for its form, oldest first."""
+    _as_objects: dict[str, bool] = field(factory=dict)
+    """Models that refused the schema of a tool for its form, oldest first: whether for alternatives at its top."""
 
     def splices(self, call: Call) -> bool:
         learned = self._lengths or self._fieldless  # then `_renamed` may copy or decode it
@@ -122,7 +122,7 @@ class OpenAIWire:
         if self._forgetful and (refused := self._forgetful.get(entry.target.model)):
             call = without_members(call, refused)
         if self._as_objects and entry.target.model in self._as_objects:
-            call = with_object_schemas(call)
+            call = with_object_schemas(call, joins=self._as_objects[entry.target.model])
         if self._unthinking and entry.target.model in self._unthinking and call.endpoint is Endpoint.CHAT:
             call = unthinking_with_tools(call)
         if self._fieldless and not call.relays and (refused := self._fieldless.get(entry.target.model)):
@@ -169,7 +169,7 @@ class OpenAIWire:
             and refuses_schemas(body)
             and (as_objects := with_object_schemas(sent)) is not sent
         ):
-            return self._again(as_objects, entry, _for_all(sent, SCHEMAS))
+            return self._again(as_objects, entry, _for_all(sent, refused_form(body)))
         if call.endpoint is Endpoint.CHAT and misses_results(body) and (paired := with_results(sent)) is not sent:
             return self._again(paired, entry)
         if is_broken and (whole := with_whole_arguments(sent)) is not sent:
@@ -202,8 +202,8 @@ class OpenAIWire:
             remember(self._fieldless, model, self._fieldless.get(model, frozenset()) | {request.without})
         if request.without == BESIDE_TOOLS:
             remember(self._unthinking, model, None)
-        if request.without == SCHEMAS:
-            remember(self._as_objects, model, None)
+        if request.without in (SCHEMAS, JOINED):
+            remember(self._as_objects, model, request.without == JOINED or self._as_objects.get(model, False))
         if model in self._strict or request.without != USAGE:
             return False
         remember(self._strict, model, None)
