@@ -15,10 +15,11 @@ from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.providers.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.history import NEEDED
 from manallm_proxy.providers.native import evidence as native
-from tests.histories import GO, HISTORY, PLAIN, called, strict
+from tests.histories import GO, HISTORY, PLAIN, THOUGHT, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.servers import ollama_server
 from tests.stall import raw_post
+from tests.strict_messages import refuses
 from tests.upstreams import Connection, Seen, answers, each, upstream
 from tests.waiting import until
 
@@ -116,6 +117,40 @@ async def test_words_of_a_refusal_in_a_text(words: str, tmp_path: Path) -> None:
                 assert len(seen.posts) == 2
                 assert (await p.chat(model=f"{name}/m", messages=[GO, GO]))[0] == 200
                 assert len(seen.posts[-1].json["messages"]) == 2
+
+
+async def test_what_is_only_quoted(tmp_path: Path) -> None:
+    """With the history that was refused, of which a member is known to be refused by others: it is left out in vain."""
+
+    def refuses(asked: Any) -> str:
+        rows = asked["messages"]
+        has_result = any(row["role"] == "tool" for row in rows)
+        words = "An assistant message with 'tool_calls' must be followed by tool messages"
+        return "" if has_result else f"unexpected input: {words}, got {json.dumps(rows)}"
+
+    async with upstream(each(strict(refuses, answers))) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for messages, expected in (([*HISTORY[:2], GO], 3), (HISTORY, 4)):
+            assert (await p.chat(model="p/m", messages=messages))[0] == 200
+            assert len(up.posts) == expected
+        assert up.posts[-1].json["messages"] == HISTORY
+
+
+async def test_what_has_mended_nothing(tmp_path: Path) -> None:
+    """A thought with a wrong signature, beside one without any, which this server takes."""
+
+    def wrong(asked: Any) -> str:
+        is_wrong = "Zm9yZWlnbg==" in json.dumps(asked["messages"])
+        return "messages.1.content.0: Invalid `signature` in `thinking` block" if is_wrong else ""
+
+    unsigned = {**THOUGHT, "signature": ""}
+    answer = {"type": "text", "text": "Hi"}
+    async with upstream(each(refuses(wrong))) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as p:
+            for thoughts, expected in (([THOUGHT, unsigned], 3), ([unsigned], 4)):
+                messages = [GO, {"role": "assistant", "content": [*thoughts, answer]}, GO]
+                assert (await p.post("/v1/messages", {"max_tokens": 9, "messages": messages}))[0] == 200
+                assert len(up.posts) == expected
+            assert up.posts[-1].json["messages"] == messages
 
 
 async def test_words_of_a_refusal_in_what_only_an_ollama_gets(tmp_path: Path) -> None:

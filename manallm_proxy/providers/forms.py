@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from attrs import evolve, field
@@ -16,6 +17,9 @@ RESHAPES: Final = 12
 refused, and servers name one at a time."""
 _OF_THE_FORM: Final = (400, 422, 500)
 """Statuses of refusals that another form may mend; local servers answer 500 to some."""
+_DIGITS: Final = re.compile(rb"\d+")
+_QUOTES: Final = re.compile(rb"[\"'](?:role|messages|input|model)\\{0,9}[\"']\s{0,9}:")
+"""In a refusal that quotes the request, in which many a member is named that was not refused."""
 
 
 @define
@@ -29,8 +33,10 @@ class Forms:
     """The call as its latest form is."""
     _sent: set[bytes] = field(factory=set, repr=False)
     """Their digests."""
-    _reshaped: list[Request] = field(factory=list, repr=False)
-    """Without their contents, each of which may be as long as the request."""
+    _reshaped: list[tuple[Request, bool]] = field(factory=list, repr=False)
+    """Without their contents, each of which may be as long as the request; and whether their refusals quoted it."""
+    _words: bytes = field(default=b"", repr=False)
+    """The latest refusal without its digits."""
 
     def refused(self, request: Request) -> None:
         """`request`, the first form, was refused."""
@@ -44,6 +50,9 @@ class Forms:
         """
         if len(self._sent) > RESHAPES:
             return None
+        before, self._words = self._words, _DIGITS.sub(b"", refusal)
+        if self._words == before and self._reshaped:
+            self._reshaped.pop()  # it has mended nothing
         again = self.wire.reshape(self._asked, self.entry, status, refusal)
         if (again is None or again.digest() in self._sent) and status in _OF_THE_FORM:
             again = self.wire.request(self.call, self.entry)
@@ -51,10 +60,16 @@ class Forms:
             return None
         self._sent.add(digest)
         self._asked = again.call or self._asked
-        self._reshaped.append(evolve(again, content=b"", call=None))
+        self._reshaped.append((evolve(again, content=b"", call=None), _QUOTES.search(refusal) is not None))
         return again
 
     def answered(self) -> bool:
-        """It was answered with 200. Returns whether it has just been learned that usage is not to be asked for."""
-        learned = [self.wire.remember_reshaped(self.entry, each) for each in self._reshaped]
+        """It was answered with 200. Returns whether it has just been learned that usage is not to be asked for.
+
+        The last form is the one that is known to have mended something. Those before it may have left out what was only
+        quoted.
+        """
+        last = len(self._reshaped) - 1
+        sure = [each for n, (each, is_quoted) in enumerate(self._reshaped) if n == last or not is_quoted]
+        learned = [self.wire.remember_reshaped(self.entry, each) for each in sure]
         return any(learned)
