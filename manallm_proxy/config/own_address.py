@@ -23,12 +23,13 @@ def is_own(listen: Listen, url: str) -> bool:
     if listen.unix is not None or parts.scheme != "http" or port != listen.port:
         return False
     reached, bound = _addresses(parts.hostname or ""), _addresses(listen.host)
-    everywhere = any(address in _ANY for address in bound)
-    return bool(reached & bound) or (everywhere and any(_is_here(address) for address in reached))
+    versions = {_version(address) for address in bound if address in _ANY}
+    return bool(reached & bound) or any(_is_here(address) and _version(address) in versions for address in reached)
 
 
-_ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared, not bound
-_LOCALHOST = frozenset({"127.0.0.1", "::1"})
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not bound
+"""All addresses of this machine that are of one version of IP, and the one by which such a request gets here."""
+_LOCALHOST = frozenset(_ANY.values())
 
 
 def _addresses(host: str) -> frozenset[str]:
@@ -41,7 +42,11 @@ def _addresses(host: str) -> frozenset[str]:
     except ValueError:
         return frozenset({host})
     address = getattr(address, "ipv4_mapped", None) or address
-    return frozenset({str(address)}) | (_LOCALHOST if str(address) in _ANY else frozenset())
+    return frozenset({str(address), _ANY.get(str(address), str(address))})
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def _is_here(address: str) -> bool:
