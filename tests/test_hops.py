@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from manallm_proxy.gateway.hops import HEADER, MOST, hops_of
 from tests.cases import every
 from tests.ports import free_port
 from tests.proxy import openai, proxy, settings
-from tests.upstreams import answers, each, upstream
+from tests.upstreams import Connection, Seen, answers, each, upstream
 
 
 @every(
@@ -85,3 +86,23 @@ async def test_a_client_that_sends_the_count_takes_no_proxy_from_others(tmp_path
                 )
                 assert (status, answer["error"]["attempts"][0]["reason"]) == (503, "http_5xx")
             assert (await front.chat())[0] == 200
+
+
+async def test_a_circle_that_counts_tokens(tmp_path: Path) -> None:
+    """Through a server in front. It walks no chain, and asks the first target: that went on until a time-out."""
+    async with aiohttp.ClientSession() as session:
+
+        async def front(connection: Connection, seen: Seen) -> None:
+            passed = {name: value for name, value in seen.headers.items() if name in (HEADER.lower(), "user-agent")}
+            url = f"http://127.0.0.1:{port}{seen.path}"
+            async with session.post(url, data=seen.body, headers=passed) as response:
+                await connection.reply(await response.json())
+
+        async with upstream(each(front)) as up:
+            config = settings({"front": openai(up.url, speaks=["messages"])}, ["front/mana/test"])
+            async with proxy(config, tmp_path) as p:
+                port = p.port
+                asked = {"model": "mana/test", "messages": [{"role": "user", "content": "hi"}]}
+                status, answer, _ = await p.post("/v1/messages/count_tokens", asked)
+                assert (status, answer["input_tokens"] > 0) == (200, True)
+                assert len(up.posts) == MOST + 1

@@ -24,6 +24,7 @@ from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.credentials import caller_of, request_id_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.hops import HEADER, MOST, hops_of
 from manallm_proxy.gateway.locality import requires_local, restrict_to_local
 from manallm_proxy.http_server import web
 from manallm_proxy.routing.circuit import Skip
@@ -47,7 +48,9 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
     generation.hold()
     try:
         (call, estimate), _ = await read_request(request, generation.config.limits, read)
-        entry = _first(call, generation, caller, request)
+        entry = _first(call, generation, caller, request) if (hops := hops_of(headers)) <= MOST else None
+        if hops:
+            call = evolve(call, trace={HEADER: str(hops)})
         counted = await _asked(call, generation, entry, caller) if entry is not None else None
     finally:
         generation.release()
