@@ -107,7 +107,7 @@ async def test_what_geminis_clients_ask_is_said_to_be_served_otherwise(tmp_path:
             status, answer, _ = await p.post(path, {})
             assert status == 404
             assert answer["error"]["message"].startswith(
-                f"{NOT}: Gemini's API; its models are, by OpenAI's. Served: POST"
+                f"{NOT}: it is of Gemini's own API, and Gemini's models are served by OpenAI's. Served: POST"
             )
 
 

@@ -30,7 +30,7 @@ _BASE_URLS: Final = tuple(
         (r"^/(?:v1|api)/api/", "Ollama's clients take an address without a path"),
         (
             r":(?:(?:stream)?[gG]enerateContent|(?:batchE|e)mbedContents?|countTokens)$",
-            "Gemini's API; its models are, by OpenAI's",
+            "it is of Gemini's own API, and Gemini's models are served by OpenAI's",
         ),
     )
 )
