@@ -202,6 +202,8 @@ async def test_a_result_that_nobody_called_for() -> None:
         ({"input": [USER, {**OFFERED, "tools": [{"type": "function"}]}]}, "input[1].tools[0].name", "missing"),
         ({"input": [USER, {**OFFERED, "tools": [{"type": "mcp"}]}]}, "input[1].tools[0]", "mcp"),
         ({"input": [OFFERED]}, "input", "empty"),
+        ({"input": [USER, {**OFFERED, "type": {}}]}, "input[1].type", "string"),
+        ({"input": [USER, {**OFFERED, "type": [5]}]}, "input[1].type", "string"),
         ({"input": [USER, FOUND]}, "input[1].call_id", "c1"),
         ({"input": [USER, {**SEARCHED, "arguments": "x"}]}, "input[1].arguments", "object"),
         ({"input": [USER, {**SEARCHED, "call_id": None}]}, "input[1].call_id", "missing"),

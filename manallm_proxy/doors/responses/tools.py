@@ -23,8 +23,8 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 _WEB_SEARCH: Final = "web_search"
 """Prefix of the type, which may also be ``web_search_preview`` or end in a date."""
 _FILE_SEARCH: Final = "file_search"
-OFFERING: Final = frozenset({"additional_tools", "tool_search_output"})
-"""Types of items that offer tools."""
+OFFERING: Final = ("additional_tools", "tool_search_output")
+"""Types of items that offer tools. An item is compared with each: its type may be anything."""
 
 
 class UnsupportedTool(Untranslatable):
