@@ -51,10 +51,10 @@ async def read_request(
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
         parts, sure = count_by_characters(body, limits, keys=not scans or len(body) > LEAST)
         if len(body) <= MOST and ((scans and len(body) > LEAST) or not sure):
-            await _turn(large)
+            await _turn(len(body))
             short = shortened(body, not sure and may_be_split(body))
         if not sure:
-            await _turn(large)
+            await _turn(len(body))
             parts = await _looked(body, short, limits)
         large |= parts > LARGE_PARTS
     one_scan = len(body) <= (MOST if short is not None else SLICED)  # else it is walked through, slice by slice
@@ -73,9 +73,9 @@ async def _looked(body: bytes, short: Shortened | None, limits: Limits) -> int:
     return await offload(len(body) > LEAST, check_structure, body, limits) if found is None else found
 
 
-async def _turn(large: bool) -> None:
-    """Lets other requests run between two passes over a large body."""
-    if large:
+async def _turn(size: int) -> None:
+    """Lets other requests run between two passes over a body that is large, whether or not a thread reads it."""
+    if size > LARGE_BYTES:
         await asyncio.sleep(0)
 
 
