@@ -287,7 +287,7 @@ async def test_a_cold_box_is_returned_to(tmp_path: Path) -> None:
 
 async def test_what_each_of_them_said_is_told_in_order(tmp_path: Path) -> None:
     """Where the box fails, too, once it is returned to."""
-    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, cloud):
+    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, _):
         gpu.answers.clear()
         p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
         first = asyncio.ensure_future(p.chat())
