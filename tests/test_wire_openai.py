@@ -30,7 +30,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.sliced import LARGE_BYTES
-from manallm_proxy.providers.learned import LEARNED_LIMIT
+from manallm_proxy.providers.mending.learned import LEARNED_LIMIT
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.reply import reply_object, usual_reply
 from manallm_proxy.providers.openai.wire import OpenAIWire

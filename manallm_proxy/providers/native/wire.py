@@ -17,11 +17,12 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
-from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
-from manallm_proxy.providers.forced_choice import unthinking_for_choice
-from manallm_proxy.providers.learned import remember
-from manallm_proxy.providers.length import clamp_max_tokens
-from manallm_proxy.providers.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.broken_arguments import refuses_arguments, with_whole_arguments
+from manallm_proxy.providers.mending.forced_choice import unthinking_for_choice
+from manallm_proxy.providers.mending.learned import remember
+from manallm_proxy.providers.mending.length import clamp_max_tokens
+from manallm_proxy.providers.mending.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.native.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, refused_hint, without_hints
 from manallm_proxy.providers.native.history import (
@@ -41,7 +42,6 @@ from manallm_proxy.providers.native.response_hints import (
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
 from manallm_proxy.providers.sniffer import Sniffer
-from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 _CONTRARY: Final = {**CONTRARY, BUDGETS: ADAPTIVE, ADAPTIVE: BUDGETS}

@@ -39,10 +39,11 @@ from manallm_proxy.openai.joined import decoded_text, joined_bytes
 from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
-from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.history import without_members
-from manallm_proxy.providers.learned import remember
+from manallm_proxy.providers.mending.evidence import is_for_all
+from manallm_proxy.providers.mending.history import without_members
+from manallm_proxy.providers.mending.learned import remember
+from manallm_proxy.providers.mending.turns import refused_order
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -62,7 +63,6 @@ from manallm_proxy.providers.ollama.reply import (
 )
 from manallm_proxy.providers.own_fields import with_own_fields
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
-from manallm_proxy.providers.turns import refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 _NULL: Final = b"null"

@@ -23,18 +23,18 @@ from manallm_proxy.openai.json_object import BOM, encode
 from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
-from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.classify import classify, envelope
-from manallm_proxy.providers.effort import (
+from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
+from manallm_proxy.providers.mending.broken_arguments import refuses_arguments, with_whole_arguments
+from manallm_proxy.providers.mending.effort import (
     BESIDE_TOOLS,
     nearest_effort,
     refuses_beside_tools,
     unthinking_with_tools,
 )
-from manallm_proxy.providers.evidence import is_for_all
-from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.forced_choice import unthinking_for_choice
-from manallm_proxy.providers.history import (
+from manallm_proxy.providers.mending.evidence import is_for_all
+from manallm_proxy.providers.mending.forced_choice import unthinking_for_choice
+from manallm_proxy.providers.mending.history import (
     EXTRAS,
     IDS,
     NEEDED,
@@ -45,9 +45,12 @@ from manallm_proxy.providers.history import (
     without_members,
     without_signatures,
 )
-from manallm_proxy.providers.learned import remember
-from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
-from manallm_proxy.providers.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.learned import remember
+from manallm_proxy.providers.mending.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
+from manallm_proxy.providers.mending.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.refused_fields import LEFT_OUT, refused_field, without_refused
+from manallm_proxy.providers.mending.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
+from manallm_proxy.providers.mending.turns import ORDERS, in_order, refused_order
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -64,10 +67,7 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
-from manallm_proxy.providers.refused_fields import LEFT_OUT, refused_field, without_refused
 from manallm_proxy.providers.sniffer import Sniffer
-from manallm_proxy.providers.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
-from manallm_proxy.providers.turns import ORDERS, in_order, refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 USAGE: Final = "stream_options"

@@ -11,8 +11,8 @@ import re
 from typing import Final
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.providers.effort import FIELD, is_wish, refuses_effort
-from manallm_proxy.providers.length import is_unknown, without_field
+from manallm_proxy.providers.mending.effort import FIELD, is_wish, refuses_effort
+from manallm_proxy.providers.mending.length import is_unknown, without_field
 
 TOP_K, TOP_P, TEMPERATURE = "top_k", "top_p", "temperature"
 LEFT_OUT: Final = (TOP_K, TEMPERATURE, TOP_P, FIELD)
