@@ -37,7 +37,7 @@ _MISSED: Final = re.compile(
 )
 UNSIGNED, MISSED = "unsigned", "missed thinking"
 """What may be refused of thinking blocks, and is learned then: those without a signature, or that there are none."""
-CONTRARY: Final = {UNSIGNED: MISSED, MISSED: UNSIGNED}
+CONTRARY: Final = {UNSIGNED: (MISSED,), MISSED: (UNSIGNED,)}
 DEVELOPERS: Final = "developer of input"
 """Likewise, of Responses: messages of a developer."""
 _REASONING: Final = msgspec.Raw(b'"reasoning"')
