@@ -14,6 +14,7 @@ from attrs import evolve, field
 
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.records import define
+from manallm_proxy.providers.max_tokens import NEWER, OLDER, named
 from manallm_proxy.providers.mending.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.mending.effort import (
     BESIDE_TOOLS,
@@ -34,7 +35,7 @@ from manallm_proxy.providers.mending.history import (
     without_members,
     without_signatures,
 )
-from manallm_proxy.providers.mending.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
+from manallm_proxy.providers.mending.length import clamp_max_tokens, wanted_name
 from manallm_proxy.providers.mending.missing_results import misses_results, with_results
 from manallm_proxy.providers.mending.refused_fields import LEFT_OUT, refused_field, without_refused
 from manallm_proxy.providers.mending.tool_schemas import SCHEMAS, refuses_schemas, with_object_schemas
