@@ -1,4 +1,4 @@
-"""As `providers.evidence`, of refusals of requests that are a client's own."""
+"""As `mending.evidence`, of refusals of requests that are a client's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import holds
-from manallm_proxy.providers.evidence import NO_KEY, OF_DEVELOPER, patterns
+from manallm_proxy.providers.mending.evidence import NO_KEY, OF_DEVELOPER, patterns
 from manallm_proxy.providers.native import hints
 from manallm_proxy.providers.native.history import DEVELOPERS, MISSED, UNSIGNED
 from manallm_proxy.providers.native.response_hints import RESPONSE_HINTS
