@@ -229,3 +229,105 @@ async def test_one_that_is_only_slow_to_list_its_models_is_waited_for(
         assert queue_of(p) == 1
         gpu.answers.set()
         assert [status for status, _, _ in await asyncio.gather(*asking)] == [200, 200]
+
+
+async def failing(connection: Connection, seen: Seen) -> None:
+    await connection.reply(b"{}", "500 Internal Server Error")
+
+
+@asynccontextmanager
+async def before_a_broken_cloud(
+    tmp_path: Path, entry: dict[str, Any], *behind: str, **more: Any
+) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
+    """A box that answers one at a time, behind it a cloud that is there and fails, and `behind` that others."""
+    async with box() as gpu, upstream(each(failing)) as cloud:
+        if "cold" not in entry:
+            gpu.put("m")
+        providers = {
+            "gpu": gpu.provider(parallel=1),
+            "cloud": openai(cloud.url),
+            "echo": {"kind": "loopback"},
+            "keyless": openai(cloud.url, api_key="${NOT_SET}"),
+        }
+        chain = [{"target": "gpu/m", **entry}, "cloud/m", *behind]
+        async with proxy(settings(providers, chain, **more), tmp_path) as p:
+            await until(lambda: gpu.ps_asked)
+            yield p, gpu, cloud
+
+
+@pytest.mark.parametrize("behind", [(), ("echo/m",), ("keyless/m",)], ids=["end", "loopback", "no key"])
+@pytest.mark.parametrize("max_wait", [0, 0.05])
+async def test_a_busy_box_is_returned_to_when_the_others_fail(
+    behind: tuple[str, ...], max_wait: float, tmp_path: Path
+) -> None:
+    """They waited a moment, or not at all, and got 503 or loopback's echo, though the box would have served them."""
+    async with before_a_broken_cloud(tmp_path, {"max_wait": max_wait}, *behind) as (p, gpu, cloud):
+        gpu.answers.clear()
+        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0 if max_wait == 0 else 0.01
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(3)]
+        await until(lambda: len(cloud.posts) == 2 and queue_of(p) == 2)
+        gpu.answers.set()
+        results = await asyncio.gather(*asking)
+        assert [(status, headers.get(RESOLVED)) for status, _, headers in results] == [(200, "gpu/m")] * 3
+        attempts = [int(headers["x-mana-llm-attempts"]) for _, _, headers in results]
+        assert attempts == ([1, 2, 2] if max_wait == 0 else [1, 3, 3])
+        assert (gpu.most, len(cloud.posts)) == (1, 2)
+
+
+async def test_a_cold_box_is_returned_to(tmp_path: Path) -> None:
+    """``cold: next`` lets another one answer meanwhile, if it can."""
+    async with before_a_broken_cloud(tmp_path, {"cold": "next"}) as (p, gpu, cloud):
+        gpu.slow = {"m"}
+        asking = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.begun == ["m"] and cloud.posts)
+        gpu.finish("m")
+        status, _, headers = await asking
+        assert (status, headers.get(RESOLVED)) == (200, "gpu/m")
+
+
+async def test_what_each_of_them_said_is_told_in_order(tmp_path: Path) -> None:
+    """Where the box fails, too, once it is returned to."""
+    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, _):
+        gpu.answers.clear()
+        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        second = asyncio.ensure_future(p.chat())
+        await until(lambda: queue_of(p) == 1)
+        gpu.loaded.clear()
+        gpu.failing = {"m"}
+        gpu.answers.set()
+        await first
+        status, answer, headers = await second
+        told = [(line["model"], line["reason"]) for line in answer["error"]["attempts"]]
+        assert (status, headers["x-mana-llm-attempts"]) == (503, "2")
+        assert told == [("gpu/m", "saturated"), ("cloud/m", "http_5xx"), ("gpu/m", "http_5xx")]
+
+
+async def test_who_leaves_while_it_waits_there_is_forgotten(tmp_path: Path) -> None:
+    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        second = asyncio.ensure_future(p.chat())
+        await until(lambda: queue_of(p) == 1)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await until(lambda: queue_of(p) == 0)
+        gpu.answers.set()
+        assert (await first)[0] == 200
+        assert (len(gpu.chats), len(cloud.posts)) == (1, 1)
+
+
+async def test_the_chains_time_bounds_that_wait(tmp_path: Path) -> None:
+    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}, chain_timeout="300ms") as (p, gpu, _):
+        gpu.answers.clear()
+        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        status, answer, _ = await p.chat()
+        told = [(line["model"], line["reason"]) for line in answer["error"]["attempts"]]
+        assert (status, told[-1]) == (503, ("gpu/m", "chain_timeout"))
+        assert (await first)[0] == 503  # its time is over, too
+        gpu.answers.set()

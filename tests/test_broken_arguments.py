@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.providers.broken_arguments import refuses_arguments
+from manallm_proxy.providers.mending.broken_arguments import refuses_arguments
 from tests.cases import every
 from tests.histories import GO, RESPONSE, called
 from tests.proxy import openai, proxy, settings

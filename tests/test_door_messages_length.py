@@ -17,7 +17,7 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers import http_provider
-from manallm_proxy.providers.length import cut_to
+from manallm_proxy.providers.max_tokens import cut_to
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.relay import for_target

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.providers.history import IDS, REASONING, SIGNATURES, refused_members, refuses_signatures
+from manallm_proxy.providers.mending.history import IDS, REASONING, SIGNATURES, refused_members, refuses_signatures
 from tests.histories import AWAY, GO, HISTORY, LONG, ODD, PLAIN, RESPONSE, SIGNED, TOOL_TURNS, called, strict
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.providers.history import EXTRAS, refused_members
+from manallm_proxy.providers.mending.history import EXTRAS, refused_members
 from tests.histories import AWAY, GO, PLAIN, strict
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, upstream

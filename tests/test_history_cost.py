@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.providers.history import short_id
+from manallm_proxy.providers.mending.history import short_id
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.histories import MESSAGE, ODD, strict
 from tests.proxy import openai, process, proxy, settings

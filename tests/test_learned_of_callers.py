@@ -12,8 +12,8 @@ import pytest
 
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.providers.evidence import LEARNED, is_for_all
-from manallm_proxy.providers.history import NEEDED
+from manallm_proxy.providers.mending.evidence import LEARNED, is_for_all
+from manallm_proxy.providers.mending.history import NEEDED
 from manallm_proxy.providers.native import evidence as native
 from tests.histories import GO, HISTORY, PLAIN, THOUGHT, called, strict
 from tests.proxy import openai, proxy, settings

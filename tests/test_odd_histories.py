@@ -16,7 +16,7 @@ from attrs import evolve
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.providers.forms import Forms
+from manallm_proxy.providers.mending.forms import Forms
 from manallm_proxy.providers.native.wire import NativeWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 

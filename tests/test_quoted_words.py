@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.providers import evidence
-from manallm_proxy.providers.history import refuses_signatures
+from manallm_proxy.providers.mending import evidence
+from manallm_proxy.providers.mending.history import refuses_signatures
+from manallm_proxy.providers.mending.refused_fields import BESIDE_TEMPERATURE, TEMPERATURE, TOP_P, refused_field
+from manallm_proxy.providers.mending.tool_schemas import JOINED, SCHEMAS, refused_form, refuses_schemas
+from manallm_proxy.providers.mending.turns import DEVELOPER, refused_order
 from manallm_proxy.providers.native import evidence as native
 from manallm_proxy.providers.native.hints import ADAPTIVE, refused_hint
 from manallm_proxy.providers.native.history import DEVELOPERS, UNSIGNED
-from manallm_proxy.providers.refused_fields import BESIDE_TEMPERATURE, TEMPERATURE, TOP_P, refused_field
-from manallm_proxy.providers.tool_schemas import JOINED, SCHEMAS, refused_form, refuses_schemas
-from manallm_proxy.providers.turns import DEVELOPER, refused_order
 from tests.cases import every
 
 

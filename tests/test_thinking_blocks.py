@@ -14,7 +14,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.replay.forms import REPLAYS
 from manallm_proxy.openai.request import read_summary
-from manallm_proxy.providers.history import refused_members
+from manallm_proxy.providers.mending.history import refused_members
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests import anthropic_stream
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.providers.tool_schemas import object_schema, refuses_schemas
+from manallm_proxy.providers.mending.tool_schemas import object_schema, refuses_schemas
 from tests.cases import every
 from tests.histories import GO, MESSAGE, RESPONSE
 from tests.proxy import openai, proxy, settings

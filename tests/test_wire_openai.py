@@ -30,7 +30,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.sliced import LARGE_BYTES
-from manallm_proxy.providers.learned import LEARNED_LIMIT
+from manallm_proxy.providers.mending.learned import LEARNED_LIMIT
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.reply import reply_object, usual_reply
 from manallm_proxy.providers.openai.wire import OpenAIWire
@@ -122,14 +122,14 @@ def test_one_strict_model_costs_no_other_its_counts() -> None:
     """An aggregator has a hundred models, each behind a server of its own; what is known of them is bounded."""
     wire = OpenAIWire()
     others = [Entry(Target("p", f"m{number}")) for number in range(LEARNED_LIMIT + 1)]
-    without = Request("chat/completions", b"{}", without="stream_options")
-    assert not wire.remember_reshaped(ENTRY, Request("chat/completions", b"{}", without="reasoning_effort"))
+    without = Request("chat/completions", b"{}", refused=["stream_options"])
+    assert not wire.remember_reshaped(ENTRY, Request("chat/completions", b"{}", refused=["reasoning_effort"]))
     assert wire.remember_reshaped(ENTRY, without)
     assert "stream_options" in json.loads(wire.request(STREAM, others[0]).body)
     assert all(wire.remember_reshaped(other, without) for other in others)
     assert "stream_options" in json.loads(wire.request(STREAM, ENTRY).body)
     assert "stream_options" not in json.loads(wire.request(STREAM, others[-1]).body)
-    assert len(wire._strict) == LEARNED_LIMIT
+    assert len(wire._learned.by_model) == LEARNED_LIMIT
 
 
 def test_only_what_was_answered_is_learnt() -> None:

@@ -19,6 +19,7 @@ _NAME: Final = "manallm-proxy/"
 
 def hops_of(headers: CIMultiDictProxy[str]) -> int:
     """How many proxies of this kind the request has passed, as far as its headers say."""
-    given = headers.get(HEADER, "")
-    before = int(given) if given.isascii() and given.isdigit() and len(given) < 4 else 0
-    return before + 1 if before or headers.get("User-Agent", "").startswith(_NAME) else 0
+    given = headers.get(HEADER)
+    if given is not None and given.isascii() and given.isdigit() and len(given) < 4:
+        return int(given) + 1
+    return 1 if headers.get("User-Agent", "").startswith(_NAME) else 0

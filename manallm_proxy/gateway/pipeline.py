@@ -46,7 +46,8 @@ class Pipeline:
             generation = self.serving.generation
             id_, now = request_id_of(request), generation.registry.clock()
             exchange = Exchange(request, door, generation, self.renderer, id_, now, self.exchanges, self._take)
-            exchange.hops = hops_of(request.headers)
+            if hops := hops_of(request.headers):
+                exchange.hops = hops
             if self.serving.traced:
                 exchange.trace = start_trace(request.headers)
             try:

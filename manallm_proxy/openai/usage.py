@@ -9,6 +9,7 @@ import msgspec
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.openai.json_object import DecodeErrors
 
+_PLAIN: Final = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -34,6 +35,8 @@ def usage_from_openai(usage: object) -> Usage | None:
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     prompt = prompt if type(prompt) is int and prompt > 0 else count(prompt)
     completion = completion if type(completion) is int and completion > 0 else count(completion)
+    if usage.keys() == _PLAIN:
+        return Usage(prompt=prompt, completion=completion)
     reasoning = _inside(usage, "completion_tokens_details", "reasoning_tokens")
     # xAI counts reasoning in addition to the completion, which only its total shows
     if reasoning and count(usage.get("total_tokens")) == prompt + completion + reasoning:

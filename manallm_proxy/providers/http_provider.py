@@ -31,9 +31,9 @@ from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, is_large, offload
 from manallm_proxy.providers.answer_bounds import checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
-from manallm_proxy.providers.forms import Forms
 from manallm_proxy.providers.gathering import Parts, gather, joined
-from manallm_proxy.providers.length import cut_to
+from manallm_proxy.providers.max_tokens import cut_to
+from manallm_proxy.providers.mending.forms import Forms
 from manallm_proxy.providers.message_masking import compared, is_comparable, set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits

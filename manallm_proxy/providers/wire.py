@@ -7,7 +7,7 @@ What real servers send, each fact with its source: docs/providers.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from attrs import field
@@ -27,8 +27,8 @@ class Request:
     path: str
     content: Body = field(repr=False)
     content_type: str | None = None
-    without: str = field(default="", eq=False)
-    """The field left out because the provider refused it."""
+    refused: Collection[str] = field(default=(), eq=False)
+    """What the provider refused before this form, as far as it may be learned of the model, see `mending.learned`."""
     call: Call | None = field(default=None, eq=False, repr=False)
     """The call as this form of it is, for what the provider refuses next; None: it is unchanged."""
     headers: Mapping[str, str] | None = field(default=None, repr=False)

@@ -8,6 +8,7 @@ For each target in order:
 4. Any other failure goes to the caller: it ends the walk and blames nobody.
 5. Any other exception (the client left, a bug) ends the walk too, and releases the permit.
 6. In a tier with ``hedge``, a second target is asked if the first has not begun within that time; see `hedging`.
+7. Those that were only busy are returned to if nobody behind them answered, and the request waits there.
 
 No target left, or the chain's time is over: `NoProvider`, which says entry by entry why.
 """
@@ -15,7 +16,7 @@ No target left, or the chain's time is over: `NoProvider`, which says entry by e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from attrs import evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
-from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, LoadFailed, ProviderError
+from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, LoadFailed, ProviderError, QueueTimeout
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.contract.tracebacks import clear_tracebacks
@@ -32,6 +33,7 @@ from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined,
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.hedging import Racer, close_unwanted, next_end
+from manallm_proxy.routing.time_limit import asked_within, within
 
 T = TypeVar("T")
 HEDGED: Final = "hedged"
@@ -56,6 +58,10 @@ class Walk:
     trying_at: float | None = None
     _hedged: tuple[Entry, ...] = ()
     """Entries that were asked while another one was under way."""
+    _busy: list[Entry] = field(factory=list)
+    """Entries at which the request could have waited; see 7."""
+    _returns: bool = False
+    """Whether it waits at them now."""
     _passed: list[tuple[str, str, bool]] = field(factory=list)
     """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` allowed it."""
 
@@ -72,7 +78,7 @@ class Walk:
         """
         clock = self.registry.clock
         until = clock() + self.chain.timeout if self.chain.timeout else None
-        for entry in self.chain.entries:
+        for entry in self.chain.entries if self.may_serve is None else self._way():
             if self._hedged and self._is_hedged(entry):
                 continue
             if until is not None and clock() >= until:
@@ -84,7 +90,7 @@ class Walk:
                 self._skip(entry, verdict)
                 continue
             # 6
-            if entry.tier is not None and entry.tier.hedge is not None:
+            if entry.tier is not None and entry.tier.hedge is not None and not self._returns:
                 attempt = await self._race(entry, verdict, ask, until, aclose)
                 if attempt is not None:
                     return attempt
@@ -96,7 +102,7 @@ class Walk:
             self.tried += 1
             self.trying, self.trying_at = entry.target, started
             try:
-                value = await (ask(entry) if until is None else _within(until - started, ask(entry)))
+                value = await (ask(entry) if until is None else within(until - started, ask(entry)))
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
                 clear_tracebacks(error)
@@ -115,6 +121,26 @@ class Walk:
         again_in = self.registry.again_in(targets, rests)
         names_target = self.chain.alias is None
         raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
+
+    # 7
+
+    def _way(self) -> Iterator[Entry]:
+        """The entries of the chain; and before those that could not be asked, or at its end, those that were busy."""
+        before = None
+        for entry in self.chain.entries:
+            if self._busy and before is not None and self.is_last(before):
+                yield from self._again()
+            yield entry
+            before = entry
+        yield from self._again()
+
+    def _again(self) -> Iterator[Entry]:
+        """Entries that were busy, and could serve whoever waits there."""
+        self._returns = True
+        while self._busy:
+            entry = self._busy.pop(0)
+            if self.may_serve is not None and self.registry.refusal(entry.target) is None and self.may_serve(entry):
+                yield entry
 
     # 6
 
@@ -165,7 +191,7 @@ class Walk:
         started = self.registry.clock()
         self.tried += 1
         self.trying, self.trying_at = entry.target, started
-        asking = _asked(ask, entry, None if until is None else until - started)
+        asking = asked_within(None if until is None else until - started, ask, entry)
         return Racer(entry, permit, started, asyncio.ensure_future(asking))
 
     def _spare(self, first: Entry) -> tuple[Entry, Permit] | None:
@@ -200,7 +226,7 @@ class Walk:
 
     def is_last(self, entry: Entry) -> bool:
         """Whether no entry after this one could be asked now: then a request waits here where else it moves on."""
-        if entry is self.chain.entries[-1]:
+        if self._returns or entry is self.chain.entries[-1]:
             return True
         may_serve = self.may_serve
         return may_serve is not None and not any(
@@ -218,7 +244,14 @@ class Walk:
         if skip is None:
             return verdict
         verdict.released()
+        if skip.reason != NO_MODEL:
+            self._note_busy(entry)
         return skip
+
+    def _note_busy(self, entry: Entry) -> None:
+        """`entry` is passed, but not for a failure of its own."""
+        if not self._returns and all(each is not entry for each in self._busy):
+            self._busy.append(entry)
 
     def refusal(self, entry: Entry) -> Skip | None:
         """Why `entry` would be skipped now, or None. Takes no permit: for reports about the chain."""
@@ -253,6 +286,8 @@ class Walk:
             raise error
         # 3
         self.registry.failed(target, permit, error)
+        if isinstance(error, QueueTimeout):
+            self._note_busy(entry)
         self.trying = None
         record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
         if isinstance(error, LoadFailed) and error.retry_after is not None:  # of which health knows nothing
@@ -278,21 +313,6 @@ class Walk:
         for model, reason, widened in self._passed:
             self.registry.observe(FellBack(self.request_id, model, str(to.target), reason, widened))
         self._passed.clear()
-
-
-async def _asked(ask: Callable[[Entry], Awaitable[T]], entry: Entry, seconds: float | None) -> T:
-    return await (ask(entry) if seconds is None else _within(seconds, ask(entry)))
-
-
-async def _within(seconds: float, asking: Awaitable[T]) -> T:
-    """The result of `asking`. Raises ChainTimeout after `seconds`."""
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await asking
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise ChainTimeout("the chain's time is over", detail=f"after {seconds:.3g} s") from None
 
 
 def is_widened(error: ProviderError, entry: Entry) -> bool:

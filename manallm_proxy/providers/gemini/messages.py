@@ -21,7 +21,7 @@ from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import contains, object_bytes
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
-from manallm_proxy.providers.history import ANY_SIGNATURE
+from manallm_proxy.providers.mending.history import ANY_SIGNATURE
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
 """Where a tool call carries Gemini's thought signature, in base64: the place that Google's own OpenAI endpoint uses, so

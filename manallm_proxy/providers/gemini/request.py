@@ -33,7 +33,7 @@ from manallm_proxy.openai.stand_ins import StandIns, read_texts
 from manallm_proxy.openai.tool_choice import tool_choice
 from manallm_proxy.providers.gemini.google_fields import google_fields
 from manallm_proxy.providers.gemini.messages import ENCODED_SIGNATURE, Conversation
-from manallm_proxy.providers.history import ANY_SIGNATURE
+from manallm_proxy.providers.mending.history import ANY_SIGNATURE
 from manallm_proxy.providers.wire import Request
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)

@@ -18,15 +18,15 @@ from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.providers.effort import FIELD, is_wish
 from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.request import ANY_SIGNATURE_AS_IT_IS, SIGNATURES, THINKING
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
-from manallm_proxy.providers.history import note_changes, refuses_signatures
-from manallm_proxy.providers.length import clamp_max_tokens
-from manallm_proxy.providers.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.effort import FIELD, is_wish
+from manallm_proxy.providers.mending.history import note_changes, refuses_signatures
+from manallm_proxy.providers.mending.length import clamp_max_tokens
+from manallm_proxy.providers.mending.missing_results import misses_results, with_results
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 

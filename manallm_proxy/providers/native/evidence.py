@@ -1,4 +1,4 @@
-"""As `providers.evidence`, of refusals of requests that are a client's own.
+"""As `mending.evidence`, of refusals of requests that are a client's own.
 
 Anthropic refuses the same words where something stands in the wrong place (``cache_control`` of a thought, or of a
 turn) or has an odd value: of that nothing is learned, or one slip would take the caching of their prompts from all.
@@ -14,7 +14,7 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, decode, holds
 from manallm_proxy.openai.rows import Row, read_rows
-from manallm_proxy.providers.evidence import GAP, NO_KEY, OF_DEVELOPER, patterns
+from manallm_proxy.providers.mending.evidence import GAP, NO_KEY, OF_DEVELOPER, patterns
 from manallm_proxy.providers.native import hints
 from manallm_proxy.providers.native.history import DEVELOPERS, MISSED, UNSIGNED
 from manallm_proxy.providers.native.response_hints import RESPONSE_HINTS

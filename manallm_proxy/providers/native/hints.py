@@ -20,7 +20,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, encod
 from manallm_proxy.openai.reasoning import effort_of_budget
 from manallm_proxy.openai.rows import Row, changed_rows, read_rows, with_value
 from manallm_proxy.openai.sliced import LARGE_BYTES
-from manallm_proxy.providers.length import is_unknown
+from manallm_proxy.providers.mending.unknown_names import is_unknown
 
 BUDGETS, ADAPTIVE, EFFORT, THIS_EFFORT = "thinking.enabled", "thinking.adaptive", "output_config.effort", "this effort"
 EDITING, THIS_EDITING = "context_management", "this context_management"

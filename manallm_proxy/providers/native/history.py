@@ -20,13 +20,13 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import encode_whole
 from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows, with_value
 from manallm_proxy.openai.thinking_blocks import is_unsigned, with_blank_thinking, without_thinking
-from manallm_proxy.providers.history import (
+from manallm_proxy.providers.mending.history import (
     note_changes,
     refuses_ids,
     refuses_signatures,
     shortened,
 )
-from manallm_proxy.providers.turns import DEVELOPER, ORDERS, refused_order, without_developer
+from manallm_proxy.providers.mending.turns import DEVELOPER, ORDERS, refused_order, without_developer
 
 _SEALED: Final = re.compile(
     rb"invalid_encrypted_content|encrypted[ _]content.{0,200}could not be (?:verified|decrypted)", re.DOTALL
@@ -37,7 +37,7 @@ _MISSED: Final = re.compile(
 )
 UNSIGNED, MISSED = "unsigned", "missed thinking"
 """What may be refused of thinking blocks, and is learned then: those without a signature, or that there are none."""
-CONTRARY: Final = {UNSIGNED: MISSED, MISSED: UNSIGNED}
+CONTRARY: Final = {UNSIGNED: (MISSED,), MISSED: (UNSIGNED,)}
 DEVELOPERS: Final = "developer of input"
 """Likewise, of Responses: messages of a developer."""
 _REASONING: Final = msgspec.Raw(b'"reasoning"')

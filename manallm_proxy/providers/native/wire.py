@@ -7,6 +7,7 @@ and in a response also its id and references to stored state.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Final
 
 from attrs import evolve, field
@@ -17,11 +18,12 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
-from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
-from manallm_proxy.providers.forced_choice import unthinking_for_choice
-from manallm_proxy.providers.learned import remember
-from manallm_proxy.providers.length import clamp_max_tokens
-from manallm_proxy.providers.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.broken_arguments import refuses_arguments, with_whole_arguments
+from manallm_proxy.providers.mending.forced_choice import unthinking_for_choice
+from manallm_proxy.providers.mending.learned import Learned
+from manallm_proxy.providers.mending.length import clamp_max_tokens
+from manallm_proxy.providers.mending.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.native.evidence import LEARNED, is_for_all
 from manallm_proxy.providers.native.hints import ADAPTIVE, BUDGETS, refused_hint, without_hints
 from manallm_proxy.providers.native.history import (
@@ -41,10 +43,9 @@ from manallm_proxy.providers.native.response_hints import (
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
 from manallm_proxy.providers.sniffer import Sniffer
-from manallm_proxy.providers.tool_schemas import refuses_schemas, with_object_schemas
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
-_CONTRARY: Final = {**CONTRARY, BUDGETS: ADAPTIVE, ADAPTIVE: BUDGETS}
+_CONTRARY: Final = {**CONTRARY, BUDGETS: (ADAPTIVE,), ADAPTIVE: (BUDGETS,)}
 
 
 @define
@@ -54,16 +55,16 @@ class NativeWire:
 
     chats: Wire
     paths: Mapping[Endpoint, str]
-    _refusing: dict[str, frozenset[str]] = field(factory=dict)
-    """By model and what of Anthropic's API its client has chosen (``anthropic-beta``), oldest first: what was refused
-    there, see `native.history` and `hints`."""
+    _learned: Learned = field(factory=partial(Learned, _CONTRARY))
+    """Of requests that go to ``paths``, see `native.history` and `hints`: by model and what of Anthropic's API their
+    client has chosen (``anthropic-beta``)."""
 
     @property
     def probe_path(self) -> str | None:
         return self.chats.probe_path
 
     def splices(self, call: Call) -> bool:
-        return not self._refusing if call.endpoint in self.paths else self.chats.splices(call)
+        return not self._learned.by_model if call.endpoint in self.paths else self.chats.splices(call)
 
     def request(self, call: Call, entry: Entry) -> Request:
         path = self.paths.get(call.endpoint)
@@ -73,8 +74,9 @@ class NativeWire:
         return Request(path, rewrite(call.summary, call.body, entry.target.model), headers=call.headers)
 
     def _accepted(self, call: Call, entry: Entry) -> Call:
-        refused = self._refusing.get(_form_of(entry, call.headers))
-        return _without(call, refused) if refused else call
+        if (known := self._learned.by_model) and (refused := known.get(_form_of(entry, call.headers))):
+            return _without(call, refused)
+        return call
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return self.chats.failure(status, headers, body)
@@ -88,8 +90,8 @@ class NativeWire:
         if refused := _refused(call, body):
             sent = self._accepted(call, entry)
             if (accepted := _without(sent, (refused,))) is not sent:
-                learned = refused if is_for_all(call, refused) else ""
-                return evolve(self.request(accepted, entry), call=accepted, without=learned)
+                learned = (refused,) if is_for_all(call, refused) else ()
+                return evolve(self.request(accepted, entry), call=accepted, refused=learned)
         changed = clamp_max_tokens(call, body) if call.cuts_length else None
         if changed is None:
             changed = without_foreign(call, body)
@@ -104,10 +106,8 @@ class NativeWire:
         return evolve(self.request(changed, entry), call=changed) if changed is not call else None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        if (refused := request.without) in LEARNED:
-            form = _form_of(entry, request.headers)
-            known = self._refusing.get(form, frozenset()) - {_CONTRARY.get(refused, "")}
-            remember(self._refusing, form, known | {refused})
+        if refused := LEARNED.keys() & request.refused:
+            self._learned.learn(_form_of(entry, request.headers), refused)
             return False
         return self.chats.remember_reshaped(entry, request)
 

@@ -39,10 +39,11 @@ from manallm_proxy.openai.joined import decoded_text, joined_bytes
 from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
-from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.history import without_members
-from manallm_proxy.providers.learned import remember
+from manallm_proxy.providers.mending.evidence import is_for_all
+from manallm_proxy.providers.mending.history import without_members
+from manallm_proxy.providers.mending.learned import Learned
+from manallm_proxy.providers.mending.turns import refused_order
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -62,7 +63,6 @@ from manallm_proxy.providers.ollama.reply import (
 )
 from manallm_proxy.providers.own_fields import with_own_fields
 from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
-from manallm_proxy.providers.turns import refused_order
 from manallm_proxy.providers.wire import Request, Translator
 
 _NULL: Final = b"null"
@@ -87,14 +87,14 @@ class OllamaWire:
 
     client_options: bool = False
     probe_path: str = "api/tags"
-    _orders: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: the orders of messages that its template has refused, see `turns`."""
+    _learned: Learned = field(factory=Learned)
+    """The orders of messages that templates of models have refused, see `turns`."""
 
     def splices(self, call: Call) -> bool:
         return False
 
     def request(self, call: Call, entry: Entry) -> Request:
-        if self._orders and (refused := self._orders.get(entry.target.model)):
+        if (known := self._learned.by_model) and (refused := known.get(entry.target.model)):
             call = _ordered(call, refused)
         return ollama_request.build(call, entry, client_options=self.client_options)
 
@@ -108,8 +108,8 @@ class OllamaWire:
         Raises BadResponse if it refuses thinking that it was not asked for: no caller could mend such a request.
         """
         if (order := refused_order(body)) and (other := _ordered(call, {order})) is not call:
-            learned = order if is_for_all(with_own_fields(call), order) else ""
-            return evolve(self.request(other, entry), without=learned, call=other)
+            learned = (order,) if is_for_all(with_own_fields(call), order) else ()
+            return evolve(self.request(other, entry), refused=learned, call=other)
         if status != 400 or b"think" not in body:
             return None
         spans = call.summary.spans
@@ -122,9 +122,7 @@ class OllamaWire:
         return silent
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        model = entry.target.model
-        if request.without:
-            remember(self._orders, model, self._orders.get(model, frozenset()) | {request.without})
+        self._learned.learn(entry.target.model, request.refused)
         return False
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:

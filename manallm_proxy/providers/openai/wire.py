@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from attrs import evolve, field
@@ -23,31 +23,11 @@ from manallm_proxy.openai.json_object import BOM, encode
 from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
-from manallm_proxy.providers.broken_arguments import refuses_arguments, with_whole_arguments
 from manallm_proxy.providers.classify import classify, envelope
-from manallm_proxy.providers.effort import (
-    BESIDE_TOOLS,
-    nearest_effort,
-    refuses_beside_tools,
-    unthinking_with_tools,
-)
-from manallm_proxy.providers.evidence import is_for_all
 from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
-from manallm_proxy.providers.forced_choice import unthinking_for_choice
-from manallm_proxy.providers.history import (
-    EXTRAS,
-    IDS,
-    NEEDED,
-    REASONING,
-    SIGNATURES,
-    refused_members,
-    refuses_signatures,
-    without_members,
-    without_signatures,
-)
-from manallm_proxy.providers.learned import remember
-from manallm_proxy.providers.length import NEWER, OLDER, clamp_max_tokens, named, wanted_name
-from manallm_proxy.providers.missing_results import misses_results, with_results
+from manallm_proxy.providers.mending.learned import Learned
+from manallm_proxy.providers.mending.mends import CONTRARY, USAGE, accepted, may_change, mended
+from manallm_proxy.providers.mending.turns import ORDERS, in_order
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import has_error_finish
@@ -64,14 +44,8 @@ from manallm_proxy.providers.openai.reply import (
     usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
-from manallm_proxy.providers.refused_fields import LEFT_OUT, refused_field, without_refused
 from manallm_proxy.providers.sniffer import Sniffer
-from manallm_proxy.providers.tool_schemas import JOINED, SCHEMAS, refused_form, refuses_schemas, with_object_schemas
-from manallm_proxy.providers.turns import ORDERS, in_order, refused_order
 from manallm_proxy.providers.wire import Request, Translator
-
-USAGE: Final = "stream_options"
-_REFUSABLE: Final = frozenset({REASONING, SIGNATURES, IDS, EXTRAS, *NEEDED, *ORDERS})
 
 
 @define
@@ -84,55 +58,31 @@ class OpenAIWire:
     asks_usage: bool = True
     forces_tools: bool = False
     probe_path: str = "models"
-    _strict: dict[str, None] = field(factory=dict)
-    """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
-    _lengths: dict[str, str] = field(factory=dict)
-    """By model, oldest first: the name that it wants for ``max_tokens``, of those that refused the other one."""
-    _forgetful: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what those refused in a history that have refused any of it, see `history`."""
-    _fieldless: dict[str, frozenset[str]] = field(factory=dict)
-    """By model, oldest first: what it refused, see `refused_fields`."""
-    _unthinking: dict[str, None] = field(factory=dict)
-    """Models that take no tools unless they need not think, oldest first."""
-    _as_objects: dict[str, bool] = field(factory=dict)
-    """Models that refused the schema of a tool for its form, oldest first: whether for alternatives at its top."""
+    _learned: Learned = field(factory=partial(Learned, CONTRARY))
 
     def splices(self, call: Call) -> bool:
-        learned = self._lengths or self._fieldless  # then `_renamed` may copy or decode it
-        of_all = self._forgetful or self._as_objects or self._unthinking
-        return not (self._forces(call) or of_all or (learned and not call.relays))
+        learned = self._learned.of_any
+        return not (self._forces(call) or (learned and may_change(call, learned)))
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
             return opaque_request(call, entry)
-        return self._chat_request(self._renamed(call, entry), entry)
+        if (known := self._learned.by_model) and (refused := known.get(entry.target.model)):
+            call = accepted(call, refused)
+        return self._chat_request(call, entry)
 
     def _chat_request(self, call: Call, entry: Entry) -> Request:
         if self._forces(call):
             model = entry.target.model
-            orders = ORDERS.keys() & (call.denied | self._forgetful.get(model, frozenset()))
+            orders = ORDERS.keys() & (call.denied | self._learned.of(model))
             arranged = partial(in_order, refused=orders)
             return Request(call.endpoint.path, as_structured_output(call, model, self._may_ask(call, entry), arranged))
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
         ask = streams and not call.summary.wants_usage and self._may_ask(call, entry)
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
-    def _renamed(self, call: Call, entry: Entry) -> Call:
-        """`call` without what the target refuses in a history; if a door made it, with the length under its name."""
-        if self._forgetful and (refused := self._forgetful.get(entry.target.model)):
-            call = without_members(call, refused)
-        if self._as_objects and entry.target.model in self._as_objects:
-            call = with_object_schemas(call, joins=self._as_objects[entry.target.model])
-        if self._unthinking and entry.target.model in self._unthinking and call.endpoint is Endpoint.CHAT:
-            call = unthinking_with_tools(call)
-        if self._fieldless and not call.relays and (refused := self._fieldless.get(entry.target.model)):
-            for what in sorted(refused):
-                call = without_refused(call, what)
-        name = self._lengths.get(entry.target.model) if self._lengths and not call.relays else None
-        return call if name is None else named(call, name)
-
     def _may_ask(self, call: Call, entry: Entry) -> bool:
-        return self.asks_usage and entry.target.model not in self._strict and USAGE not in call.denied
+        return self.asks_usage and USAGE not in call.denied and USAGE not in self._learned.of(entry.target.model)
 
     def _forces(self, call: Call) -> bool:
         return self.forces_tools and call.endpoint is Endpoint.CHAT and is_forced(call)
@@ -141,76 +91,17 @@ class OpenAIWire:
         return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
-
-        So it does with reasoning and signatures in the history, which clients send back to whoever serves them next;
-        ids of calls get another form, and so do arguments that are no JSON, and the schemas of tools.
-
-        Of what a door has translated it also leaves out some settings, or gives the effort as the nearest that the
-        target knows, and the length in the name that it wants.
-        """
-        is_broken = call.endpoint is Endpoint.CHAT and refuses_arguments(body)
-        is_form = status == 500 and (is_broken or bool(refused_order(body)))  # llama.cpp's status for both
-        if not (status in (400, 422) or is_form) or call.endpoint.is_opaque:
+        """See `mends.MENDS`."""
+        if call.endpoint.is_opaque:
             return None
-        sent = self._renamed(call, entry)
-        if call.endpoint is Endpoint.CHAT and not call.relays and (name := wanted_name(sent, body)) is not None:
-            return self._again(named(sent, name), entry, _for_all(sent, OLDER if name == NEWER else NEWER))
-        if refused := refused_members(body):
-            silent = without_members(sent, refused)
-            if self._forces(call) and not ORDERS.keys().isdisjoint(refused - sent.denied):
-                silent = evolve(silent, denied=silent.denied | refused)  # of the message that is added there
-            if silent is not sent:
-                return self._again(silent, entry, _for_all(sent, *refused))
-        if refuses_signatures(body) and (silent := without_signatures(sent, body)) is not sent:
-            return self._again(silent, entry)  # of another model: its own it will get again
-        if (
-            call.endpoint is Endpoint.CHAT
-            and refuses_schemas(body)
-            and (as_objects := with_object_schemas(sent)) is not sent
-        ):
-            return self._again(as_objects, entry, _for_all(sent, refused_form(body)))
-        if call.endpoint is Endpoint.CHAT and misses_results(body) and (paired := with_results(sent)) is not sent:
-            return self._again(paired, entry)
-        if is_broken and (whole := with_whole_arguments(sent)) is not sent:
-            return self._again(whole, entry)
-        if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
-            return self._again(self._renamed(shorter, entry), entry)
-        if not call.relays and (nearest := nearest_effort(sent, body)) is not None:
-            return self._again(nearest, entry)
-        if call.endpoint is Endpoint.CHAT and refuses_beside_tools(body):
-            silent = unthinking_with_tools(sent)
-            return self._again(silent, entry, _for_all(sent, BESIDE_TOOLS)) if silent is not sent else None
-        if call.endpoint is Endpoint.CHAT and (silent := unthinking_for_choice(sent, body)) is not sent:
-            return self._again(silent, entry)
-        field = refused_field(sent, body) if not call.relays else ""
-        if field and (silent := without_refused(sent, field)) is not sent:
-            return self._again(silent, entry, _for_all(sent, field))
-        if USAGE.encode() not in body or call.summary.wants_usage or not call.summary.stream:
+        known = self._learned.of(entry.target.model)
+        again = mended(call, known, status, body, is_forced=self._forces(call))
+        if again is None:
             return None
-        return self._again(evolve(sent, denied=sent.denied | {USAGE}), entry, without=USAGE)
+        return evolve(self._chat_request(again.call, entry), call=again.call, refused=again.refused)
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
-        model = entry.target.model
-        if request.without in (OLDER, NEWER):
-            remember(self._lengths, model, NEWER if request.without == OLDER else OLDER)
-        if refused := _REFUSABLE.intersection(request.without.split()):
-            known = self._forgetful.get(model, frozenset())
-            contrary = {REASONING} if refused & NEEDED.keys() else NEEDED.keys() if REASONING in refused else set()
-            remember(self._forgetful, model, refused | (known - contrary))
-        if request.without in LEFT_OUT:
-            remember(self._fieldless, model, self._fieldless.get(model, frozenset()) | {request.without})
-        if request.without == BESIDE_TOOLS:
-            remember(self._unthinking, model, None)
-        if request.without in (SCHEMAS, JOINED):
-            remember(self._as_objects, model, request.without == JOINED or self._as_objects.get(model, False))
-        if model in self._strict or request.without != USAGE:
-            return False
-        remember(self._strict, model, None)
-        return True
-
-    def _again(self, call: Call, entry: Entry, without: str = "") -> Request:
-        return evolve(self._chat_request(call, entry), without=without, call=call)
+        return USAGE in self._learned.learn(entry.target.model, request.refused)
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint.is_opaque:
@@ -245,11 +136,6 @@ class OpenAIWire:
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
-
-
-def _for_all(call: Call, *refused: str) -> str:
-    """What may be learned of what is `refused` of `call`, as a request's `without`."""
-    return " ".join(what for what in refused if is_for_all(call, what))
 
 
 def _whole(body: bytes) -> Answer:

@@ -15,12 +15,13 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, holds
 from manallm_proxy.openai.rows import Row, read_rows
-from manallm_proxy.providers.effort import BESIDE_TOOLS, FIELD
-from manallm_proxy.providers.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
-from manallm_proxy.providers.length import NEWER, OLDER, is_unknown
-from manallm_proxy.providers.refused_fields import BESIDE_TEMPERATURE, TEMPERATURE, TOP_K, TOP_P
-from manallm_proxy.providers.tool_schemas import JOINED, SCHEMAS
-from manallm_proxy.providers.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
+from manallm_proxy.providers.max_tokens import NEWER, OLDER
+from manallm_proxy.providers.mending.effort import BESIDE_TOOLS, FIELD
+from manallm_proxy.providers.mending.history import EXTRAS, IDS, NEEDED, REASONING, SIGNATURES
+from manallm_proxy.providers.mending.refused_fields import BESIDE_TEMPERATURE, TEMPERATURE, TOP_K, TOP_P
+from manallm_proxy.providers.mending.tool_schemas import JOINED, SCHEMAS
+from manallm_proxy.providers.mending.turns import ALTERNATE, DEVELOPER, ONE_SYSTEM, TURNS
+from manallm_proxy.providers.mending.unknown_names import is_unknown
 
 NO_KEY: Final = rb"(?!\"\s*:)"
 _QUOTED: Final = rb"(?:['`\\.\"]|\\u0027)(?:%b)(?:['`\\:]|\"(?!\s*:))"

@@ -23,8 +23,8 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import contains, decode, encode
 from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows
-from manallm_proxy.providers.length import is_unknown
-from manallm_proxy.providers.turns import ORDERS, ordered, refused_order
+from manallm_proxy.providers.mending.turns import ORDERS, ordered, refused_order
+from manallm_proxy.providers.mending.unknown_names import is_unknown
 
 REASONING, SIGNATURES, IDS = "reasoning", "signatures", "ids"
 """What may be refused: members of a message, and two of its tool calls. The last one is not left out, but shortened."""

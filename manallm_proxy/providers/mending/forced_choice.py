@@ -12,8 +12,8 @@ from typing import Final
 
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.rows import with_value
-from manallm_proxy.providers.effort import FIELD, is_wish
-from manallm_proxy.providers.length import without_field
+from manallm_proxy.providers.mending.effort import FIELD, is_wish
+from manallm_proxy.providers.mending.refused_fields import without_field
 
 _REFUSED: Final = re.compile(
     rb"does not support this tool_choice|\btool_choice\b[^{}]{0,80}(?:incompatible with thinking|in (thinking) mode)"

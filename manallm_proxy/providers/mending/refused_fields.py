@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from attrs import evolve
+
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.providers.effort import FIELD, is_wish, refuses_effort
-from manallm_proxy.providers.length import is_unknown, without_field
+from manallm_proxy.openai.json_object import replaced
+from manallm_proxy.providers.mending.effort import FIELD, is_wish, refuses_effort
+from manallm_proxy.providers.mending.unknown_names import is_unknown
 
 TOP_K, TOP_P, TEMPERATURE = "top_k", "top_p", "temperature"
 BESIDE_TEMPERATURE: Final = "top_p beside temperature"
@@ -50,3 +53,20 @@ def without_refused(call: Call, field: str) -> Call:
         return call
     call.remarks.append(f"not sent on: {field}, which the target does not take")
     return without_field(call, field)
+
+
+def without_field(call: Call, key: str) -> Call:
+    """`call`, whose body a door has made, without one of its fields but the first."""
+    spans = call.summary.spans
+    start, end = spans[key]
+    front = b',"%b":' % key.encode()
+    first = start - len(front)
+    if not call.body.startswith(front, first):
+        return call
+    body = replaced(call.body, [((first, end), b"")])
+    moved = {
+        name: (at - end + first, stop - end + first) if at > start else (at, stop)
+        for name, (at, stop) in spans.items()
+        if name != key
+    }
+    return evolve(call, body=body, summary=evolve(call.summary, spans=moved))

@@ -17,7 +17,7 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.request import TOOLS, spliced
 from manallm_proxy.openai.rows import with_value
 from manallm_proxy.providers.classify import envelope
-from manallm_proxy.providers.length import is_unknown
+from manallm_proxy.providers.mending.unknown_names import is_unknown
 
 FIELD: Final = "reasoning_effort"
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")

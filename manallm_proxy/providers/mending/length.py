@@ -12,19 +12,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import evolve
-
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.openai.joined import joined_parts
-from manallm_proxy.openai.json_object import replaced
 from manallm_proxy.providers.classify import envelope
+from manallm_proxy.providers.max_tokens import NEWER, OLDER, cut_to
+from manallm_proxy.providers.mending.unknown_names import is_unknown
 
-OLDER, NEWER = "max_tokens", "max_completion_tokens"
 _WORDS: Final = {name: re.compile(rb"\b%b\b" % name.encode()) for name in (OLDER, NEWER)}
-_UNKNOWN: Final = re.compile(
-    rb"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|extra (?:inputs|fields)",
-    re.IGNORECASE,
-)
 _NAMED: Final = re.compile(
     r"max_(?:completion_|output_)?tokens|maxOutputTokens|completion tokens|(?:in|for) the completion"
 )
@@ -57,59 +50,9 @@ def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
     return cut_to(call, most) if 0 < most < length else None
 
 
-def cut_to(call: Call, most: int) -> Call:
-    """`call` with ``max_tokens`` reduced to `most`. All other bytes keep their positions."""
-    length = call.length
-    if length is None or not 0 < most < length:
-        return call
-    start, end = call.summary.spans[OLDER if OLDER in call.summary.spans else NEWER]
-    call.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
-    digits, body = b"%d" % most, memoryview(call.body)
-    return evolve(call, body=joined_parts([body[:start], digits.ljust(end - start), body[end:]]), most=None)
-
-
-def is_unknown(refusal: bytes) -> bool:
-    """Whether a `refusal` says that something is unknown."""
-    return _UNKNOWN.search(refusal) is not None
-
-
 def wanted_name(call: Call, refusal: bytes) -> str | None:
     """The other name for the length, if `call` has one under a name that its `refusal` does not know."""
     for name, other in ((OLDER, NEWER), (NEWER, OLDER)):
         if name in call.summary.spans and _WORDS[name].search(refusal) and is_unknown(refusal):
             return other
     return None
-
-
-def named(call: Call, name: str) -> Call:
-    """`call`, whose body a door has made, with its length under `name`."""
-    spans = call.summary.spans
-    old = NEWER if name == OLDER else OLDER
-    if old not in spans or name in spans:
-        return call
-    start = spans[old][0]
-    front = b'"%b":' % old.encode()
-    if not call.body.startswith(front, start - len(front)):
-        return call
-    body = replaced(call.body, [((start - len(front), start), b'"%b":' % name.encode())])
-    shift = len(name) - len(old)
-    moved = {key: (at + shift, end + shift) if at >= start else (at, end) for key, (at, end) in spans.items()}
-    moved[name] = moved.pop(old)
-    return evolve(call, body=body, summary=evolve(call.summary, spans=moved))
-
-
-def without_field(call: Call, key: str) -> Call:
-    """`call`, whose body a door has made, without one of its fields but the first."""
-    spans = call.summary.spans
-    start, end = spans[key]
-    front = b',"%b":' % key.encode()
-    first = start - len(front)
-    if not call.body.startswith(front, first):
-        return call
-    body = replaced(call.body, [((first, end), b"")])
-    moved = {
-        name: (at - end + first, stop - end + first) if at > start else (at, stop)
-        for name, (at, stop) in spans.items()
-        if name != key
-    }
-    return evolve(call, body=body, summary=evolve(call.summary, spans=moved))

@@ -16,7 +16,7 @@ import msgspec
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import decode, encode, encode_whole
 from manallm_proxy.openai.rows import Row, changed_rows, read_rows
-from manallm_proxy.providers.history import note_changes
+from manallm_proxy.providers.mending.history import note_changes
 
 _REFUSED: Final = re.compile(
     rb"must be followed by tool messages|did not have response messages|\bids were found without \W{0,2}tool_result"

@@ -15,7 +15,7 @@ import msgspec
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import decode, encode_whole, object_bytes
 from manallm_proxy.openai.rows import Row, are_same, changed_rows, read_rows
-from manallm_proxy.providers.history import note_changes
+from manallm_proxy.providers.mending.history import note_changes
 
 _REFUSED: Final = re.compile(
     rb"\(char \d{1,9}\)|parse[_ ]error|\barguments\b.{0,80}\bjson\b|\bjson\b.{0,80}\barguments\b"

@@ -16,7 +16,7 @@ import msgspec
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import decode, encode_whole
 from manallm_proxy.openai.rows import Row, changed_rows, read_rows
-from manallm_proxy.providers.history import note_changes
+from manallm_proxy.providers.mending.history import note_changes
 
 SCHEMAS, JOINED = "schemas", "joined schemas"
 """What may be refused, and is learned then: schemas that do not say that they are of an object, and alternatives."""
