@@ -14,14 +14,12 @@ from manallm_proxy.cli.server_scan import scan_servers
 from manallm_proxy.config.found_servers import address_of
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Listen
-from manallm_proxy.config.own_address import is_own
+from manallm_proxy.config.own_address import MISTAKE, is_own
 from manallm_proxy.config.structure import ConfigError
 from tests.command import STDOUT, start
 from tests.ports import free_port
 from tests.proxy import run
 from tests.upstreams import Connection, upstream
-
-SELF = "is this proxy's own address, so it would ask itself without end: give the address of the server behind it"
 
 
 @pytest.mark.parametrize(
@@ -70,8 +68,9 @@ def test_a_provider_at_our_own_address_is_a_mistake(tmp_path: Path) -> None:
     for port in (None, 3025):
         with pytest.raises(ConfigError) as error:
             load(file, {}, port=port)
-        assert error.value.located == (f"providers.me.base_url: {SELF} ({file}:1)",)
+        assert error.value.located == (f"providers.me.base_url: {MISTAKE} ({file}:1)",)
     load(file, {}, port=3026)
+    load(file, {"LISTEN_FDS": "1"})  # on a socket of systemd's, wherever that is
     file.write_text(text.replace("/v1'", "/v1', proxy: 'http://10.0.0.1:3128'"))
     load(file, {})
 
@@ -122,4 +121,4 @@ async def test_serve_in_a_shell_that_is_set_up_for_clients(tmp_path: Path) -> No
     assert " mana/fast-text:latest" not in said
     code, output = await run("serve", "--port", port, environ={"OLLAMA_URL": environ["OLLAMA_HOST"]})
     assert code == 78
-    assert f"providers.ollama.base_url: {SELF}" in output
+    assert f"providers.ollama.base_url: {MISTAKE}" in output

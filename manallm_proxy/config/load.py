@@ -146,7 +146,7 @@ def _load(
     providers = Providers(path.parent, timeouts, file.answers.limits, file.alias_prefix, mistakes)
     for name, given in file.providers.items():
         providers.add(name, given)
-    for name, made in providers.done.items():
+    for name, made in providers.done.items() if "LISTEN_FDS" not in environ else ():  # systemd's sockets are elsewhere
         if made.proxy is None and made.base_url is not None and is_own(listen, made.base_url):
             mistakes.add(f"providers.{name}.base_url", OWN_ADDRESS)
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)

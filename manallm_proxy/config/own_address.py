@@ -7,7 +7,10 @@ from urllib.parse import urlsplit
 
 from manallm_proxy.config.model import Listen
 
-MISTAKE = "is this proxy's own address, so it would ask itself without end: give the address of the server behind it"
+MISTAKE = (
+    "is this proxy's own address, so it would ask itself without end: give the address of the server behind it, or, if "
+    "this proxy is elsewhere, its own under 'listen'"
+)
 
 
 def is_own(listen: Listen, url: str) -> bool:
