@@ -90,7 +90,7 @@ BODIES: dict[Endpoint, dict[str, Any]] = {
         "max_output_tokens": 99_999,
     },
 }
-ODD: tuple[Any, ...] = (None, 1, "", [], ["a"], [[]], {}, {"a": [1]})
+ODD: tuple[Any, ...] = (None, 1, [["a"]], {"a": [1]})
 REFUSALS = (
     "Failed to deserialize: messages[0].role: unknown variant `developer`, expected one of `system`",
     "Unexpected role 'user' after role 'tool'",
@@ -146,12 +146,12 @@ def odd(body: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("endpoint", BODIES, ids=lambda endpoint: endpoint.path)
 @pytest.mark.parametrize("relays", [True, False], ids=["relayed", "translated"])
 def test_no_history_breaks_what_mends_it(endpoint: Endpoint, relays: bool) -> None:
+    wire = NativeWire(OpenAIWire(), {Endpoint.RESPONSES: "responses", Endpoint.MESSAGES: "messages"})
     for body in [BODIES[endpoint], *odd(BODIES[endpoint])]:
         whole = json.dumps({"model": "p/m", **body}).encode()
         summary = RequestSummary("p/m", False, False, frozenset(), split_object(whole)[1])
         call = Call(endpoint, summary, whole, "id", relays=relays, cuts_length=not relays)
         for refusal in REFUSALS:
-            wire = NativeWire(OpenAIWire(), {Endpoint.RESPONSES: "responses", Endpoint.MESSAGES: "messages"})
             forms = Forms(wire, evolve(call, remarks=[]), ENTRY)
             forms.refused(wire.request(call, ENTRY))
             again = forms.next(400, json.dumps({"error": {"message": refusal}}).encode())
