@@ -285,13 +285,19 @@ async def test_a_cold_box_is_returned_to(tmp_path: Path) -> None:
         assert (status, headers.get(RESOLVED)) == (200, "gpu/m")
 
 
+async def one_that_is_served(p: Proxy, gpu: Box) -> asyncio.Future[tuple[int, Any, Any]]:
+    """A request that the box answers only when it may, and that all others would wait for too long."""
+    gpu.answers.clear()
+    p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
+    asking = asyncio.ensure_future(p.chat())
+    await until(lambda: gpu.at_once == 1)
+    return asking
+
+
 async def test_what_each_of_them_said_is_told_in_order(tmp_path: Path) -> None:
     """Where the box fails, too, once it is returned to."""
     async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, _):
-        gpu.answers.clear()
-        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
-        first = asyncio.ensure_future(p.chat())
-        await until(lambda: gpu.at_once == 1)
+        first = await one_that_is_served(p, gpu)
         second = asyncio.ensure_future(p.chat())
         await until(lambda: queue_of(p) == 1)
         gpu.loaded.clear()
@@ -306,10 +312,7 @@ async def test_what_each_of_them_said_is_told_in_order(tmp_path: Path) -> None:
 
 async def test_who_leaves_while_it_waits_there_is_forgotten(tmp_path: Path) -> None:
     async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, cloud):
-        gpu.answers.clear()
-        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
-        first = asyncio.ensure_future(p.chat())
-        await until(lambda: gpu.at_once == 1)
+        first = await one_that_is_served(p, gpu)
         second = asyncio.ensure_future(p.chat())
         await until(lambda: queue_of(p) == 1)
         second.cancel()
@@ -322,10 +325,7 @@ async def test_who_leaves_while_it_waits_there_is_forgotten(tmp_path: Path) -> N
 
 async def test_the_chains_time_bounds_that_wait(tmp_path: Path) -> None:
     async with before_a_broken_cloud(tmp_path, {"max_wait": 0}, chain_timeout="300ms") as (p, gpu, _):
-        gpu.answers.clear()
-        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 60.0
-        first = asyncio.ensure_future(p.chat())
-        await until(lambda: gpu.at_once == 1)
+        first = await one_that_is_served(p, gpu)
         status, answer, _ = await p.chat()
         told = [(line["model"], line["reason"]) for line in answer["error"]["attempts"]]
         assert (status, told[-1]) == (503, ("gpu/m", "chain_timeout"))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from manallm_proxy.config.keys_model import ClientKey
 from manallm_proxy.config.load import exposure_mistake, find, load
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
-from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.targets import Target, Timeouts
 
 SHIPPED = Path(__file__).parent.parent / "config"

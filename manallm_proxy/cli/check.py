@@ -10,9 +10,9 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from manallm_proxy.config.load import find, load
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError
-from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from attrs import field
 
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.model import DiscoveredServer
-from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.records import define
 
 

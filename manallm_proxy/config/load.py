@@ -18,6 +18,7 @@ from manallm_proxy.config.file_model import AliasesFile, ProxyFile
 from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import key_mistakes
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.model import Config, DiscoveredServer, Listen
 from manallm_proxy.config.own_address import MISTAKE as OWN_ADDRESS
 from manallm_proxy.config.own_address import is_own
@@ -26,7 +27,6 @@ from manallm_proxy.config.pricing import priced
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
 from manallm_proxy.config.tracing import traces_of
-from manallm_proxy.config.values import is_loopback
 from manallm_proxy.config.yaml_file import Unset, read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
 

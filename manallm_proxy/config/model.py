@@ -14,9 +14,10 @@ from attrs import asdict, field
 
 from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.price_list import GOOGLE, listed_price
 from manallm_proxy.config.state_url import state_url
-from manallm_proxy.config.values import Duration, Integer, Matching, is_loopback
+from manallm_proxy.config.values import Duration, Integer, Matching
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.door import DoorBounds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.model import Listen
 
 MISTAKE = (
@@ -27,7 +28,7 @@ def is_own(listen: Listen, url: str) -> bool:
         return False
     reached, bound = _addresses(parts.hostname or ""), _addresses(listen.host)
     versions = {_version(address) for address in bound if address in _ANY}
-    return bool(reached & bound) or any(_is_here(address) and _version(address) in versions for address in reached)
+    return bool(reached & bound) or any(is_loopback(address) and _version(address) in versions for address in reached)
 
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not bound
@@ -50,10 +51,3 @@ def _addresses(host: str) -> frozenset[str]:
 
 def _version(address: str) -> int:
     return 6 if ":" in address else 4
-
-
-def _is_here(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

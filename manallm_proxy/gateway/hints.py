@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 from attrs import field
 
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.config.model import ProviderConfig
-from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import MODEL_LIMIT
 from manallm_proxy.gateway.generation import Generation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from manallm_proxy.config.values import is_loopback
+from manallm_proxy.config.loopback import is_loopback
 from manallm_proxy.contract.errors import AdminOnly, OriginNotAllowed
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.credentials import caller_of
