@@ -166,8 +166,8 @@ async def test_what_agents_tell_each_other() -> None:
     message = {"type": "object", "properties": {"message": {"type": "string", "encrypted": True}}}
     told = {
         "type": "agent_message",
-        "author": "/root",
-        "recipient": "/root/a",
+        "author": "lead",
+        "recipient": "lead/a",
         "content": [{"type": "input_text", "text": "Payload:"}, {"type": "input_text", "text": "do it"}],
     }
     door = await Opened().ask(tools=[{**FUNCTION, "parameters": message}, WAIT], input=[USER, told])

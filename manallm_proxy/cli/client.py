@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from attrs import field
 
 from manallm_proxy.config.load import find_any, load
+from manallm_proxy.config.loopback import ALL_HERE
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.records import frozen
 
@@ -179,7 +180,7 @@ def _configured(environ: Mapping[str, str]) -> str:
         return DEFAULT_URL
     if listen.unix is not None:
         return f"unix:{os.path.abspath(listen.unix)}"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104  # asked, not bound
+    host = ALL_HERE.get(listen.host, listen.host)
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listen.port}" if listen.port else DEFAULT_URL
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.config.found_servers import address_of
+from manallm_proxy.config.loopback import ALL_HERE
 from manallm_proxy.config.model import DiscoveredServer, Kind
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.records import frozen
@@ -122,7 +123,7 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
         host, port = (host.strip("[]"), port) if colon else (text, "")
     else:
         host, port = str(address), ""
-    if host in ("", "0.0.0.0", "::"):  # noqa: S104  # read here, not bound
+    if not host or host in ALL_HERE:
         host = "127.0.0.1"
     valid = port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535
     return host, int(port) if valid else default

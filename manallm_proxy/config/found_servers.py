@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from attrs import field
 
-from manallm_proxy.config.loopback import is_loopback
+from manallm_proxy.config.loopback import ALL_HERE, is_loopback
 from manallm_proxy.config.model import DiscoveredServer
 from manallm_proxy.contract.records import define
 
@@ -69,7 +69,7 @@ def address_of(url: str) -> str:
     except ValueError:
         return url
     host = parts.hostname or ""
-    host = "127.0.0.1" if is_loopback(host) or host in ("0.0.0.0", "::") else host  # noqa: S104  # asked, not bound
+    host = "127.0.0.1" if is_loopback(host) or host in ALL_HERE else host
     return f"{host}:{port}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 

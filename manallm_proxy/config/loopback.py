@@ -1,8 +1,12 @@
-"""Which hosts are this machine alone."""
+"""Which hosts are this machine."""
 
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
+
+ALL_HERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared and asked, never bound
+"""Where a server listens that listens on all addresses of this machine, and the address by which it is asked here."""
 
 
 def is_loopback(host: str) -> bool:

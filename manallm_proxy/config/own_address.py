@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
-from manallm_proxy.config.loopback import is_loopback
+from manallm_proxy.config.loopback import ALL_HERE, is_loopback
 from manallm_proxy.config.model import Listen
 
 MISTAKE = (
@@ -27,13 +27,11 @@ def is_own(listen: Listen, url: str) -> bool:
     if listen.unix is not None or parts.scheme != "http" or port != listen.port:
         return False
     reached, bound = _addresses(parts.hostname or ""), _addresses(listen.host)
-    versions = {_version(address) for address in bound if address in _ANY}
+    versions = {_version(address) for address in bound if address in ALL_HERE}
     return bool(reached & bound) or any(is_loopback(address) and _version(address) in versions for address in reached)
 
 
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not bound
-"""All addresses of this machine that are of one version of IP, and the one by which such a request gets here."""
-_LOCALHOST = frozenset(_ANY.values())
+_LOCALHOST = frozenset(ALL_HERE.values())
 
 
 def _addresses(host: str) -> frozenset[str]:
@@ -46,7 +44,7 @@ def _addresses(host: str) -> frozenset[str]:
     except ValueError:
         return frozenset({host})
     address = getattr(address, "ipv4_mapped", None) or address
-    return frozenset({str(address), _ANY.get(str(address), str(address))})
+    return frozenset({str(address), ALL_HERE.get(str(address), str(address))})
 
 
 def _version(address: str) -> int:
