@@ -17,7 +17,7 @@ from manallm_proxy.http_server.stream_writer import PART_BYTES, StreamWriter
 from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.large import free_in_thread, offload
 
-LAST_BYTES: Final = 16 * 1024
+LAST_BYTES: Final = 64 * 1024
 """Max bytes of a stream's last events that wait for its end; to copy more costs more than to write both."""
 
 

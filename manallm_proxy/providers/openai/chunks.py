@@ -6,6 +6,7 @@ level (OpenRouter, vLLM), as a field ``error:`` (llama.cpp before September 2025
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from manallm_proxy.contract.answers import Usage
@@ -112,13 +113,15 @@ def has_error_finish(choice: dict[str, Any]) -> bool:
     return choice.get("finish_reason") == "error"
 
 
-def usage_of(chunk: dict[str, Any]) -> Usage | None:
-    """The usage in a chunk, also in Groq's own place for it, and in Kimi's: its choice."""
+def usage_of(chunk: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Usage | None:
+    """The usage in a chunk, also in Groq's own place for it, and in Kimi's: one of `rows`, the chunk's choices."""
     usage = chunk.get("usage")
     if usage is None and isinstance(groq := chunk.get("x_groq"), dict):
         usage = groq.get("usage")
     if usage is None:
-        usage = next((choice["usage"] for choice in choices_of(chunk) if "usage" in choice), None)
+        for row in rows:
+            if "usage" in row:
+                return usage_from_openai(row["usage"])
     return usage_from_openai(usage)
 
 

@@ -197,8 +197,8 @@ class EventRelay(EventStream):
             return data
         if chunk is None:
             return None
-        self.usage = chunks.merged(self.usage, counted := chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
+        self.usage = chunks.merged(self.usage, counted := chunks.usage_of(chunk, rows))
         if not self._has_content:
             for row in rows:
                 if chunks.ends_in_error(row):
@@ -284,8 +284,8 @@ class EventReader(EventStream):
         if chunk is None:
             return
         self._seen_data = True
-        self.usage = chunks.merged(self.usage, chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
+        self.usage = chunks.merged(self.usage, chunks.usage_of(chunk, rows))
         gave_up = any(chunks.has_error_finish(row) for row in rows)
         self._note(rows)
         if len(data) > _ROWS_BYTES:  # an object is not made of each before they are counted
