@@ -39,8 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
     serve = command("serve", "run the proxy")
     _config(serve)
-    serve.add_argument("--host", type=_host, help="listen on this address instead of the configured one")
-    serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
+    _listen(serve)
     serve.add_argument("--discover", action="store_true", help="add the model servers that answer on this machine")
     serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
 
@@ -51,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
     )
+    _listen(check)
 
     init = command("init", "write a configuration from what is found here")
     init.add_argument("folder", nargs="?", default="config", metavar="DIR", help="where to (%(default)s)")
@@ -100,6 +100,12 @@ def _config(command: argparse.ArgumentParser) -> None:
         metavar="F",
         help="proxy.yaml; else $MANALLM_CONFIG, ./config/proxy.yaml, /etc/manallm/proxy.yaml, the first that exists",
     )
+
+
+def _listen(command: argparse.ArgumentParser) -> None:
+    """Adds the options of where it is to listen; a provider may be at any address but that."""
+    command.add_argument("--host", type=_host, help="listen on this address instead of the configured one")
+    command.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
 
 
 def _client(command: argparse.ArgumentParser) -> None:
@@ -198,6 +204,8 @@ def _run(arguments: argparse.Namespace) -> int:
                     arguments.config,
                     arguments.live,
                     os.environ,
+                    host=arguments.host,
+                    port=arguments.port,
                     offline_ok=arguments.offline_ok,
                     credentials=arguments.credentials,
                 )

@@ -75,6 +75,17 @@ def test_a_provider_at_our_own_address_is_a_mistake(tmp_path: Path) -> None:
     load(file, {})
 
 
+async def test_check_knows_where_another_port_is_served(tmp_path: Path) -> None:
+    """A second proxy, in front of the first one, which has the usual port: `serve --port` alone knows of its own."""
+    file = tmp_path / "proxy.yaml"
+    first = "{first: {kind: openai, base_url: 'http://localhost:3025/v1'}}"
+    file.write_text(f"providers: {first}\naliases: {{mana/a: {{chain: [first/x]}}}}\n")
+    for options, code in (([], 78), (["--port", "3026"], 0), (["--host", "127.0.0.2"], 0)):
+        found, output = await run("check", "--config", str(file), *options)
+        assert found == code, output
+        assert (MISTAKE in output) is (code == 78)
+
+
 async def other_proxy(connection: Connection) -> None:
     """As a manallm-proxy answers Ollama's clients."""
     while (seen := await connection.request()) is not None:

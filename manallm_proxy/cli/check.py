@@ -42,18 +42,21 @@ def check(
     live: bool,
     environ: Mapping[str, str],
     *,
+    host: str | None = None,
+    port: int | None = None,
     offline_ok: bool = False,
     credentials: str | None = None,
 ) -> int:
     """Returns 0 if all is well, 1 if ``--live`` finds what would not work. Raises ConfigError.
 
-    `offline_ok`: a provider that cannot be reached is accepted. `credentials`: a folder with keys, as systemd has it.
+    `host`, `port`: what `serve` will be given. `offline_ok`: a provider that cannot be reached is accepted.
+    `credentials`: a folder with keys, as systemd has it.
     """
     if credentials is not None:
         if not os.path.isdir(credentials):
             raise ConfigError([f"--credentials: {credentials} is no folder"])
         environ = {**environ, "CREDENTIALS_DIRECTORY": credentials}
-    config = load(find(environ, config_file), environ)
+    config = load(find(environ, config_file), environ, host, port)
     asyncio.run(try_open(config))
     for note in config.notes:
         print(note)
