@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.provider_errors import ProbeTimeout
@@ -235,6 +236,12 @@ async def failing(connection: Connection, seen: Seen) -> None:
     await connection.reply(b"{}", "500 Internal Server Error")
 
 
+async def held_back(connection: Connection, seen: Seen) -> None:
+    """It fails, too, once the test lets it."""
+    await connection.upstream.go.wait()
+    await failing(connection, seen)
+
+
 @asynccontextmanager
 async def before_a_broken_cloud(
     tmp_path: Path, entry: dict[str, Any], *behind: str, **more: Any
@@ -283,6 +290,30 @@ async def test_a_cold_box_is_returned_to(tmp_path: Path) -> None:
         gpu.finish("m")
         status, _, headers = await asking
         assert (status, headers.get(RESOLVED)) == (200, "gpu/m")
+
+
+async def test_a_box_that_was_the_second_of_a_hedge_is_returned_to(tmp_path: Path) -> None:
+    """It was asked beside another one, and had no room in time: that is no reason never to come back to it."""
+    tier = {"any": ["slow/m", {"target": "gpu/m", "max_wait": 0.05}], "strategy": "weighted", "hedge": 0.01}
+    async with before_a_broken_cloud(tmp_path, {}) as (p, gpu, cloud), upstream(each(held_back)) as slow:
+        config = yaml.safe_load(p.path.read_text())
+        config["providers"]["slow"] = openai(slow.url)
+        config["aliases"]["mana/hedged"] = {"chain": [tier, "cloud/m"]}
+        p.write(config)
+        await p.app.reload()
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat(model="gpu/m"))
+        await until(lambda: gpu.at_once == 1)
+        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 0.01
+        second = asyncio.ensure_future(p.chat(model="mana/hedged"))
+        await until(lambda: queue_of(p) == 1)
+        await until(lambda: queue_of(p) == 0)  # it has waited for long enough
+        slow.go.set()
+        await until(lambda: cloud.posts)
+        gpu.answers.set()
+        status, answer, headers = await second
+        assert (status, headers.get(RESOLVED)) == (200, "gpu/m"), answer
+        assert (await first)[0] == 200
 
 
 async def one_that_is_served(p: Proxy, gpu: Box) -> asyncio.Future[tuple[int, Any, Any]]:

@@ -78,9 +78,7 @@ class Walk:
         """
         clock = self.registry.clock
         until = clock() + self.chain.timeout if self.chain.timeout else None
-        for entry in self.chain.entries if self.may_serve is None else self._way():
-            if self._hedged and self._is_hedged(entry):
-                continue
+        for entry in self._way() if self.may_serve is not None or self.chain.has_tiers else self.chain.entries:
             if until is not None and clock() >= until:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
                 continue
@@ -125,9 +123,13 @@ class Walk:
     # 7
 
     def _way(self) -> Iterator[Entry]:
-        """The entries of the chain; and before those that could not be asked, or at its end, those that were busy."""
+        """The entries of the chain; and before those that could not be asked, or at its end, those that were busy.
+
+        One that was asked beside another has had its turn, but may have been busy as well."""
         before = None
         for entry in self.chain.entries:
+            if self._hedged and self._is_hedged(entry):
+                continue
             if self._busy and before is not None and self.is_last(before):
                 yield from self._again()
             yield entry
