@@ -149,6 +149,26 @@ async def test_a_server_that_came_back_is_asked_gently(tmp_path: Path) -> None:
         assert (await asyncio.gather(*(p.chat() for _ in range(6))))[0][0] == 200
 
 
+async def test_a_reload_is_no_outage(tmp_path: Path) -> None:
+    """One that has come back long ago answers as many as before, also if its settings are other ones now."""
+    async with house(tmp_path, own={"parallel": 2}) as (p, gpu, cloud):
+        p.app.gateway.generation.registry.providers["gpu"].provider.open_until = 0.0  # an outage whose rest is over
+        for _ in range(6):  # its trial, and enough for all slots
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        p.write(
+            settings(
+                {"gpu": gpu.provider(parallel=2, timeouts={"idle": 9}), "cloud": openai(cloud.url)}, ["gpu/m", "cloud/m"]
+            )
+        )
+        await p.app.reload()
+        gpu.answers.clear()
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+        await until(lambda: gpu.at_once + queue_of(p) == 2)
+        assert (gpu.at_once, queue_of(p)) == (2, 0)
+        gpu.answers.set()
+        assert [headers[RESOLVED] for _, _, headers in await asyncio.gather(*asking)] == ["gpu/m"] * 2
+
+
 async def test_slots_that_nobody_said_are_learned(tmp_path: Path) -> None:
     """From who was answered beside whom: all that there are, and at most one waits inside the box."""
     async with house(tmp_path, {"max_wait": 30}, own={"parallel": None}) as (p, gpu, cloud):
