@@ -157,7 +157,8 @@ async def test_a_reload_is_no_outage(tmp_path: Path) -> None:
             assert (await p.chat())[2][RESOLVED] == "gpu/m"
         p.write(
             settings(
-                {"gpu": gpu.provider(parallel=2, timeouts={"idle": 9}), "cloud": openai(cloud.url)}, ["gpu/m", "cloud/m"]
+                {"gpu": gpu.provider(parallel=2, timeouts={"idle": 9}), "cloud": openai(cloud.url)},
+                ["gpu/m", "cloud/m"],
             )
         )
         await p.app.reload()
