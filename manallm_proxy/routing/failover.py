@@ -29,7 +29,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.routing.attempt import Attempt
-from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
+from manallm_proxy.routing.circuit import BUDGET, LOADING, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.hedging import Racer, close_unwanted, next_end
@@ -300,6 +300,8 @@ class Walk:
         permit.released()
         self.tried -= 1
         self.trying = None
+        if skip.reason == LOADING:
+            self._note_busy(entry)
         self._skip(entry, skip)
 
     def _skip(self, entry: Entry, skip: Skip) -> None:
