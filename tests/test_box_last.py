@@ -362,3 +362,22 @@ async def test_the_chains_time_bounds_that_wait(tmp_path: Path) -> None:
         assert (status, told[-1]) == (503, ("gpu/m", "chain_timeout"))
         assert (await first)[0] == 503  # its time is over, too
         gpu.answers.set()
+
+
+async def test_nobody_is_returned_to_once_that_time_is_over(tmp_path: Path) -> None:
+    """The 503 named the box twice, the second time as not tried."""
+    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, _), upstream(each(held_back)) as slow:
+        config = yaml.safe_load(p.path.read_text())
+        config["providers"]["slow"] = openai(slow.url)
+        config["aliases"]["mana/short"] = {
+            "chain": [{"target": "gpu/m", "max_wait": 0}, "slow/m"],
+            "chain_timeout": "300ms",
+        }
+        p.write(config)
+        await p.app.reload()
+        first = await one_that_is_served(p, gpu)
+        status, answer, _ = await p.chat(model="mana/short")
+        told = [(line["model"], line["reason"]) for line in answer["error"]["attempts"]]
+        assert (status, told) == (503, [("gpu/m", "saturated"), ("slow/m", "chain_timeout")])
+        gpu.answers.set()
+        assert (await first)[0] == 200

@@ -123,9 +123,8 @@ class Walk:
     # 7
 
     def _way(self) -> Iterator[Entry]:
-        """The entries of the chain; and before those that could not be asked, or at its end, those that were busy.
-
-        One that was asked beside another has had its turn, but may have been busy as well."""
+        """The entries of the chain but those that were hedged; and before those that could not be asked, or at its end,
+        those that were busy."""
         before = None
         for entry in self.chain.entries:
             if self._hedged and self._is_hedged(entry):
@@ -290,6 +289,8 @@ class Walk:
         self.registry.failed(target, permit, error)
         if isinstance(error, QueueTimeout):
             self._note_busy(entry)
+        elif isinstance(error, ChainTimeout):
+            self._busy.clear()
         self.trying = None
         record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
         if isinstance(error, LoadFailed) and error.retry_after is not None:  # of which health knows nothing
