@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from typing import Any
 
+import pytest
 from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -398,6 +399,38 @@ async def test_one_load_at_a_time_where_the_next_would_end_it() -> None:
     await asyncio.gather(*(each.close() for each in boxes))
     for each in host.loading.values():
         each.cancel()
+    await settle()
+    assert not simulation.boxes._loads
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "its box is closed"])
+async def test_two_of_one_worker_want_one_model(ends: bool) -> None:
+    """A reload has changed a server's headers: its last requests have a box of their own. While another model was
+    loaded, both waited; the second one was never told what became of its model, and could not load it any more."""
+    simulation = Simulation(1)
+    link = simulation.start(1).link
+
+    def claim(model: str) -> asyncio.Future[LoadEnd | None]:
+        return asyncio.ensure_future(link.claim(SERVER, model, alone=True))
+
+    async def settle() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            simulation.settle()
+        await asyncio.sleep(0)
+
+    other, first, second = claim("a"), claim("b"), claim("b")
+    await settle()
+    assert [each.done() for each in (other, first, second)] == [True, False, False]
+    end = LoadEnd("well")
+    link.loaded(SERVER, "a", end)
+    await settle()
+    assert [each.done() for each in (first, second)] == [True, False]
+    link.loaded(SERVER, "b", end if ends else None)
+    await settle()
+    assert second.done()
+    assert second.result() == (end if ends else None)
+    link.loaded(SERVER, "b", end)
     await settle()
     assert not simulation.boxes._loads
 

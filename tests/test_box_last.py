@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.provider_errors import ProbeTimeout
@@ -235,6 +236,12 @@ async def failing(connection: Connection, seen: Seen) -> None:
     await connection.reply(b"{}", "500 Internal Server Error")
 
 
+async def held_back(connection: Connection, seen: Seen) -> None:
+    """It fails, too, once the test lets it."""
+    await connection.upstream.go.wait()
+    await failing(connection, seen)
+
+
 @asynccontextmanager
 async def before_a_broken_cloud(
     tmp_path: Path, entry: dict[str, Any], *behind: str, **more: Any
@@ -285,6 +292,30 @@ async def test_a_cold_box_is_returned_to(tmp_path: Path) -> None:
         assert (status, headers.get(RESOLVED)) == (200, "gpu/m")
 
 
+async def test_a_box_that_was_the_second_of_a_hedge_is_returned_to(tmp_path: Path) -> None:
+    """It was asked beside another one, and had no room in time: that is no reason never to come back to it."""
+    tier = {"any": ["slow/m", {"target": "gpu/m", "max_wait": 0.05}], "strategy": "weighted", "hedge": 0.01}
+    async with before_a_broken_cloud(tmp_path, {}) as (p, gpu, cloud), upstream(each(held_back)) as slow:
+        config = yaml.safe_load(p.path.read_text())
+        config["providers"]["slow"] = openai(slow.url)
+        config["aliases"]["mana/hedged"] = {"chain": [tier, "cloud/m"]}
+        p.write(config)
+        await p.app.reload()
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat(model="gpu/m"))
+        await until(lambda: gpu.at_once == 1)
+        p.app.gateway.generation.local.queues["gpu"].line.of("m").pace.answer = 0.01
+        second = asyncio.ensure_future(p.chat(model="mana/hedged"))
+        await until(lambda: queue_of(p) == 1)
+        await until(lambda: queue_of(p) == 0)  # it has waited for long enough
+        slow.go.set()
+        await until(lambda: cloud.posts)
+        gpu.answers.set()
+        status, answer, headers = await second
+        assert (status, headers.get(RESOLVED)) == (200, "gpu/m"), answer
+        assert (await first)[0] == 200
+
+
 async def one_that_is_served(p: Proxy, gpu: Box) -> asyncio.Future[tuple[int, Any, Any]]:
     """A request that the box answers only when it may, and that all others would wait for too long."""
     gpu.answers.clear()
@@ -331,3 +362,22 @@ async def test_the_chains_time_bounds_that_wait(tmp_path: Path) -> None:
         assert (status, told[-1]) == (503, ("gpu/m", "chain_timeout"))
         assert (await first)[0] == 503  # its time is over, too
         gpu.answers.set()
+
+
+async def test_nobody_is_returned_to_once_that_time_is_over(tmp_path: Path) -> None:
+    """The 503 named the box twice, the second time as not tried."""
+    async with before_a_broken_cloud(tmp_path, {"max_wait": 0}) as (p, gpu, _), upstream(each(held_back)) as slow:
+        config = yaml.safe_load(p.path.read_text())
+        config["providers"]["slow"] = openai(slow.url)
+        config["aliases"]["mana/short"] = {
+            "chain": [{"target": "gpu/m", "max_wait": 0}, "slow/m"],
+            "chain_timeout": "300ms",
+        }
+        p.write(config)
+        await p.app.reload()
+        first = await one_that_is_served(p, gpu)
+        status, answer, _ = await p.chat(model="mana/short")
+        told = [(line["model"], line["reason"]) for line in answer["error"]["attempts"]]
+        assert (status, told) == (503, [("gpu/m", "saturated"), ("slow/m", "chain_timeout")])
+        gpu.answers.set()
+        assert (await first)[0] == 200

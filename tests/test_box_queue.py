@@ -16,7 +16,7 @@ import pytest
 from manallm_proxy.contract.provider import ModelInfo
 from tests.ollama_box import Box, box
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.upstreams import Connection, Seen, Upstream, answers, each, upstream
+from tests.upstreams import Answer, Connection, Seen, Upstream, answers, each, upstream
 from tests.waiting import until
 
 RESOLVED = "x-mana-llm-resolved"
@@ -24,10 +24,15 @@ RESOLVED = "x-mana-llm-resolved"
 
 @asynccontextmanager
 async def house(
-    tmp_path: Path, entry: dict[str, Any] | None = None, *, own: dict[str, Any] | None = None, alone: bool = False
+    tmp_path: Path,
+    entry: dict[str, Any] | None = None,
+    *,
+    own: dict[str, Any] | None = None,
+    alone: bool = False,
+    answer: Answer = answers,
 ) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
     """A box that answers one at a time, and a cloud after it unless it is `alone`."""
-    async with box() as gpu, upstream(each(answers)) as cloud:
+    async with box() as gpu, upstream(each(answer)) as cloud:
         gpu.put("m")
         providers = {"gpu": gpu.provider(**{"parallel": 1, **(own or {})}), "cloud": openai(cloud.url)}
         chain = [{"target": "gpu/m", **(entry or {})}, *([] if alone else ["cloud/m"])]
@@ -147,6 +152,80 @@ async def test_a_server_that_came_back_is_asked_gently(tmp_path: Path) -> None:
         assert {headers[RESOLVED] for _, _, headers in results} == {"gpu/m"}
         assert gpu.most < 6
         assert (await asyncio.gather(*(p.chat() for _ in range(6))))[0][0] == 200
+
+
+async def evicted(p: Proxy, gpu: Box) -> asyncio.Future[tuple[int, Any, Any]]:
+    """One that was served, and one that waited meanwhile, whose model has been unloaded by the time it has its turn."""
+    gpu.answers.clear()
+    asking = []
+    for number in range(2):
+        asking.append(asyncio.ensure_future(p.chat()))
+        await until(lambda: gpu.at_once + queue_of(p) == number + 1)  # noqa: B023  # it is waited for
+    gpu.loaded.clear()  # another model took its room
+    gpu.slow = {"m"}
+    await p.app.gateway.generation.local.boxes.boxes["gpu"].refresh()
+    gpu.answers.set()
+    assert (await asking[0])[0] == 200
+    await until(lambda: gpu.begun == ["m"])
+    return asking[1]
+
+
+async def test_a_model_that_is_unloaded_while_a_request_waits_is_loaded_first(tmp_path: Path) -> None:
+    """It got that load within its own ``first_byte``, and failed with it; others wait behind it."""
+    async with house(tmp_path, alone=True) as (p, gpu, _):
+        asking = [await evicted(p, gpu), *(asyncio.ensure_future(p.chat()) for _ in range(2))]
+        assert len(gpu.chats) == 1
+        gpu.finish("m")
+        assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 3
+        assert (len(gpu.begun), len(gpu.chats), gpu.most) == (1, 4, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["the next answers", "the next fails"])
+async def test_it_is_not_waited_for_where_the_next_one_answers_meanwhile(fails: bool, tmp_path: Path) -> None:
+    """``cold: next``: as for a request that has just come, which returns if the next one fails."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        await (connection.reply(b"{}", "500 Internal Server Error") if fails else answers(connection, seen))
+
+    async with house(tmp_path, {"cold": "next", "max_wait": 30}, answer=answer) as (p, gpu, cloud):
+        second = await evicted(p, gpu)
+        await until(lambda: cloud.posts)
+        assert (queue_of(p), len(gpu.chats)) == (0, 1)
+        gpu.finish("m")
+        status, _, headers = await second
+        assert (status, headers[RESOLVED]) == (200, "gpu/m" if fails else "cloud/m")
+
+
+async def test_who_leaves_while_its_model_is_loaded_again_gives_up_its_turn(tmp_path: Path) -> None:
+    async with house(tmp_path, alone=True) as (p, gpu, _):
+        second = await evicted(p, gpu)
+        third = asyncio.ensure_future(p.chat())
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        gpu.finish("m")
+        assert (await third)[0] == 200
+        assert gpu.begun == ["m"]
+
+
+async def test_a_reload_is_no_outage(tmp_path: Path) -> None:
+    """One that has come back long ago answers as many as before, also if its settings are other ones now."""
+    async with house(tmp_path, own={"parallel": 2}) as (p, gpu, cloud):
+        p.app.gateway.generation.registry.providers["gpu"].provider.open_until = 0.0  # an outage whose rest is over
+        for _ in range(6):  # its trial, and enough for all slots
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        p.write(
+            settings(
+                {"gpu": gpu.provider(parallel=2, timeouts={"idle": 9}), "cloud": openai(cloud.url)},
+                ["gpu/m", "cloud/m"],
+            )
+        )
+        await p.app.reload()
+        gpu.answers.clear()
+        asking = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+        await until(lambda: gpu.at_once + queue_of(p) == 2)
+        assert (gpu.at_once, queue_of(p)) == (2, 0)
+        gpu.answers.set()
+        assert [headers[RESOLVED] for _, _, headers in await asyncio.gather(*asking)] == ["gpu/m"] * 2
 
 
 async def test_slots_that_nobody_said_are_learned(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,26 @@ async def test_an_outage_reaches_who_was_served_a_moment_ago(redis: RedisServer,
                 assert (await one.chat(model="up/m"))[0] == 503
             registry = other.app.gateway.generation.registry
             await until(lambda: registry.refusal(Target("up", "m")) is not None, 1)
+
+
+async def test_a_provider_that_a_reload_has_removed_fails(redis: RedisServer, tmp_path: Path) -> None:
+    """There is nothing to publish: the request that waited for it goes on to the next one."""
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        connection.reset()
+
+    async with upstream(each(waits)) as gone, upstream(each(answers)) as stays:
+        providers = {"gone": openai(gone.url), "stays": openai(stays.url)}
+        health = {"failure_threshold": 1}
+        async with proxy(settings(providers, state=redis.url, health=health), tmp_path) as gate:
+            asking = asyncio.ensure_future(gate.chat())
+            await until(lambda: gone.posts)
+            gate.write(settings({"stays": openai(stays.url)}, state=redis.url, health=health))
+            await gate.app.reload()
+            gone.go.set()
+            status, answer, headers = await asking
+            assert (status, headers.get("x-mana-llm-resolved")) == (200, "stays/m"), answer
 
 
 async def test_what_is_no_hint_is_passed_over(redis: RedisServer, tmp_path: Path) -> None:

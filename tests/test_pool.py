@@ -422,6 +422,45 @@ def test_waits_that_end_at_once_have_an_end_too() -> None:
         runner.run(main())
 
 
+@pytest.mark.parametrize("comes", [True, False])
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_what_came_while_the_process_stood_still_has_come_in_time(
+    loop: Callable[[], asyncio.AbstractEventLoop], comes: bool
+) -> None:
+    """After a stop (Ctrl-Z, a paused container) epoll_wait reports nothing once, so that what is due runs before
+    anything is read."""
+
+    async def silent(connection: upstreams.Connection) -> None:
+        await connection.request()
+        await connection.head()
+        await connection.gone()
+
+    async def main() -> bytes:
+        async with upstream(silent) as server:
+            pool = Pool(Address("gpu", server.url))
+            response = await pool.request("GET", "x", request_id=None, connect=5)
+            reading = asyncio.ensure_future(response.read(idle=60.0))
+            await until(lambda: response.silent_since is not None)
+            assert pool._deadline_timer is not None
+            pool._deadline_timer.cancel()
+            response._idle, stood_still = 0.0, 60.0
+            pool._deadline -= 60.0 + stood_still
+            if comes:
+                socket_ = server.connections[0].writer.get_extra_info("socket")
+                os.write(socket_.fileno(), b"2\r\nhi\r\n")
+            pool._expire()
+            await until(reading.done)
+            await pool.close()
+            return reading.result()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        if comes:
+            assert runner.run(main()) == b"hi"
+        else:
+            with pytest.raises(TimeoutError):
+                runner.run(main())
+
+
 @asynccontextmanager
 async def served(
     answer: Callable[[upstreams.Connection, Seen], Awaitable[None]],

@@ -109,6 +109,33 @@ async def test_one_line_for_one_change_across_generations(tmp_path: Path) -> Non
             assert p.log.getvalue().count('"now":"unhealthy"') == 1
 
 
+@pytest.mark.parametrize("how", ["removed", "moved"])
+async def test_what_the_last_requests_of_a_provider_find_concerns_nobody(how: str, tmp_path: Path) -> None:
+    """A reload has removed it, or the name means another server by now: neither log nor other processes get a word."""
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        connection.reset()
+
+    sent: list[object] = []
+    async with upstream(each(waits)) as gpu, upstream(each(answers)) as other:
+        before = settings({"gpu": openai(gpu.url), "other": openai(other.url)}, health={"failure_threshold": 1})
+        async with proxy(before, tmp_path) as p:
+            p.app.gateway.generation.registry.broadcast = lambda *found: sent.append(found)
+            last = asyncio.ensure_future(p.chat())
+            await until(lambda: gpu.posts)
+            for _ in range(2):  # it may be several generations old
+                moved = {"gpu": openai(other.url)} if how == "moved" else {}
+                p.write({**settings({**moved, "other": openai(other.url)}), "health": before["health"]})
+                await p.app.reload()
+            gpu.go.set()
+            status, _, headers = await last
+            assert (status, headers["x-mana-llm-resolved"]) == (200, "other/m")
+            assert (sent, '"now":"unhealthy"' in p.log.getvalue()) == ([], False)
+            states = {name: row["status"] for name, row in (await p.get("/v1/health"))[1]["providers"].items()}
+            assert states == dict.fromkeys(["gpu", "other"] if how == "moved" else ["other"], "healthy")
+
+
 async def test_a_reload_takes_the_logs_level(tmp_path: Path) -> None:
     """At once, for the line of the reload itself."""
     async with proxy(settings({"l": {"kind": "loopback"}}, log={"level": "error"}), tmp_path) as p:

@@ -244,6 +244,27 @@ def test_health_changes_go_to_the_others_and_to_later_workers() -> None:
     assert sent(made, 2) == [HealthUpdate("gpu", None, OPEN)]
 
 
+def test_what_a_worker_found_before_it_adopted_is_not_passed_on() -> None:
+    """Of a provider that has changed: the others serve the new one already, perhaps another server of that name."""
+    made = crew(3)
+    made.prepare(b"", {"gpu"}, 1.0)
+    for number in (1, 2, 3):
+        made.received(number, Prepared(1), 1.1)
+    made.received(1, Serving("up"), 1.2)
+    made.received(2, HealthUpdate("gpu", None, OPEN), 1.3)
+    made.received(2, HealthUpdate("cloud", None, OPEN), 1.3)
+    made.received(1, HealthUpdate("gpu", "m", OPEN), 1.3)
+    found = [(to, message) for to, message in made.outbox if isinstance(message, HealthUpdate)]
+    assert found == [
+        *((number, HealthUpdate("cloud", None, OPEN)) for number in (1, 3)),
+        *((number, HealthUpdate("gpu", "m", OPEN)) for number in (2, 3)),
+    ]
+    sent(made)
+    made.received(2, Serving("up"), 1.4)
+    made.received(2, HealthUpdate("gpu", None, OPEN), 1.5)
+    assert sent(made, 1) == [HealthUpdate("gpu", None, OPEN)]
+
+
 def test_kept_health_changes_are_bounded() -> None:
     """The oldest makes room."""
     made = crew()

@@ -313,6 +313,7 @@ class Generation:
         What it did take over may still be in use here when the successor itself retires. So each generation holds the
         next one, and they end in order.
         """
+        self.registry.retire(successor.registry)
         kept = set(map(id, (*successor.providers.values(), *successor.local.boxes.boxes.values())))
         held: list[Closable] = [*self.providers.values(), *self.local.boxes.boxes.values()]
         self._orphans = [each for each in held if id(each) not in kept]
@@ -332,8 +333,7 @@ class Generation:
         """Closes the last generation, when the process ends."""
         await self.limits.spend.settlements.close()
         boxes = self.local.boxes.boxes.values()
-        held: list[Closable] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
-        await close_all(held, self.registry.observe)
+        await close_all([*self.providers.values(), *boxes, *self._orphans, self.answers], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:

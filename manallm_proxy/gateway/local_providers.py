@@ -87,7 +87,7 @@ def adopt(local: LocalProviders, config: Config, registry: HealthRegistry) -> No
     """Applies `config`, which serves from now on, to servers that were kept. Cannot fail."""
     for name, queue in local.queues.items():
         queue.line.configure(config.providers[name].parallel, queue.clock())
-        queue.health = registry.providers[name]
+        queue.follow(registry.providers[name])
     for name, box in local.boxes.boxes.items():
         queue = local.queues[name]
         box.on_slots, queue.on_back = queue.report_slots, box.wake

@@ -29,6 +29,11 @@ DNS_TTL: Final = 60.0
 HAPPY_EYEBALLS_DELAY: Final = 0.25
 """Seconds until the host's next address is tried in parallel (RFC 8305, section 5)."""
 
+LATE: Final = 0.5
+"""A timer that fires so many seconds after it was due shows that this process has stood still."""
+CATCH_UP: Final = 0.05
+"""Seconds in which it then reads what came meanwhile, before anything counts as missing."""
+
 
 @define(eq=False)
 class Pool:
@@ -56,6 +61,7 @@ class Pool:
     _deadline_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     _deadline: float = 0.0
     """When that fires. uvloop's handle of what is due within half a millisecond does not say it."""
+    _catches_up: bool = False
 
     def __attrs_post_init__(self) -> None:
         self._url = url = URL(self.address.base_url)
@@ -182,6 +188,10 @@ class Pool:
     def _expire(self) -> None:
         self._deadline_timer = None
         now = asyncio.get_running_loop().time()
+        self._catches_up = not self._catches_up and now - self._deadline > LATE
+        if self._catches_up:
+            self.watch(now + CATCH_UP)
+            return
         for connection in self._open:
             next_deadline = connection.expire(now)
             if next_deadline is not None:

@@ -38,7 +38,8 @@ Outbox = list[tuple[int, box.ToWorker]]
 class Load:
     """The load of one model by worker ``holder``; None: it must be ``alone``, and waits for the server's other load.
 
-    ``waiting``: other workers that want the same model."""
+    ``waiting``: who else wants the same model. A worker is there once for each of its boxes that does: after a reload
+    there may be two of one server."""
 
     holder: int | None
     waiting: list[int]
@@ -172,7 +173,7 @@ class AllBoxes:
         if load is None:
             self._loads[key] = Load(None, [worker], claim.alone)
             self._grant(claim.server)
-        elif worker not in load.waiting:
+        else:
             load.waiting.append(worker)
 
     def _loaded(self, worker: int, loaded: box.Loaded, workers: Collection[int]) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -27,6 +27,8 @@ class Worker:
     joined: bool = False
     """Whether it has sent anything yet, and so can be asked."""
     serving: bool = False
+    outdated: Collection[str] = ()
+    """Providers that the configuration which it is about to adopt has changed."""
     leaving: bool = False
     ended_at: float | None = None
     """When it was last signalled to end because it had stalled."""

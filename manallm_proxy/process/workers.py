@@ -6,7 +6,8 @@
    and restarted: first by SIGABRT, on which faulthandler prints where it hung, then by SIGKILL.
 3. A question about all workers goes to every worker that can answer. The reply is sent when all have answered, or after
    `GATHERING`. Further questions meanwhile share the next round, so only one round is ever under way.
-4. A health change that one worker reports is sent to the others, and kept for workers that start later.
+4. A health change that one worker reports is sent to the others, and kept for workers that start later. One of a
+   provider that has changed is dropped if the worker has yet to adopt that change.
 5. Counters never decrease: when a worker is gone, its last reported counts stay.
 6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
 7. What one worker has spent is sent to the others, and to those that start later. ``ledger`` has the totals.
@@ -200,9 +201,10 @@ class WorkerManager:
         worker.silent_since, worker.joined = None, True
         match message:
             case HealthUpdate():
-                self._share_update(number, message)
+                if message.provider not in worker.outdated:
+                    self._share_update(number, message)
             case Serving():
-                worker.serving = True
+                worker.serving, worker.outdated = True, ()
                 self.summary, self.banner = message.summary, message.banner
             case Leaving():
                 worker.leaving = True
@@ -341,7 +343,7 @@ class WorkerManager:
         # what is known about the health of providers that have changed no longer holds
         self._updates = {key: found for key, found in self._updates.items() if key[0] not in rollout.changed}
         for worker in self.workers.values():
-            worker.serving = False
+            worker.serving, worker.outdated = False, rollout.changed
         self._tell_all(Adopt(rollout.prepare.number))
 
     def _tell_all(self, message: ToWorker, but: int | None = None) -> None:

@@ -19,6 +19,7 @@ SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loadi
 OF_HEALTH: Final[frozenset[SkipReason]] = frozenset({"unhealthy", "cooling"})
 """The skip reasons that come from a circuit."""
 BUDGET: Final[SkipReason] = "budget"
+LOADING: Final[SkipReason] = "loading"
 NO_MODEL: Final[SkipReason] = "no_model"
 """The provider of an open entry lists nothing that fits the request. Decided by `Walk`, not by a circuit."""
 
@@ -48,7 +49,7 @@ class Skip:
 
 class Declined(Exception):
     """An attempt was given up before it was sent: when its turn came, the budget left too little for it, or while it
-    waited, its target became unhealthy."""
+    waited, its target became unhealthy, or its model was unloaded."""
 
     def __init__(self, skip: Skip) -> None:
         super().__init__(skip.reason)

@@ -29,7 +29,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.routing.attempt import Attempt
-from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
+from manallm_proxy.routing.circuit import BUDGET, LOADING, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.hedging import Racer, close_unwanted, next_end
@@ -78,9 +78,7 @@ class Walk:
         """
         clock = self.registry.clock
         until = clock() + self.chain.timeout if self.chain.timeout else None
-        for entry in self.chain.entries if self.may_serve is None else self._way():
-            if self._hedged and self._is_hedged(entry):
-                continue
+        for entry in self._way() if self.may_serve is not None or self.chain.has_tiers else self.chain.entries:
             if until is not None and clock() >= until:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
                 continue
@@ -125,9 +123,12 @@ class Walk:
     # 7
 
     def _way(self) -> Iterator[Entry]:
-        """The entries of the chain; and before those that could not be asked, or at its end, those that were busy."""
+        """The entries of the chain but those that were hedged; and before those that could not be asked, or at its end,
+        those that were busy."""
         before = None
         for entry in self.chain.entries:
+            if self._hedged and self._is_hedged(entry):
+                continue
             if self._busy and before is not None and self.is_last(before):
                 yield from self._again()
             yield entry
@@ -288,6 +289,8 @@ class Walk:
         self.registry.failed(target, permit, error)
         if isinstance(error, QueueTimeout):
             self._note_busy(entry)
+        elif isinstance(error, ChainTimeout):
+            self._busy.clear()
         self.trying = None
         record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
         if isinstance(error, LoadFailed) and error.retry_after is not None:  # of which health knows nothing
@@ -298,6 +301,8 @@ class Walk:
         permit.released()
         self.tried -= 1
         self.trying = None
+        if skip.reason == LOADING:
+            self._note_busy(entry)
         self._skip(entry, skip)
 
     def _skip(self, entry: Entry, skip: Skip) -> None:

@@ -125,6 +125,8 @@ class Health:
     """What it means that the last probe was connected and got no list (rule 11); empty: it got an answer."""
     served_at: float = field(default=-math.inf, eq=False)
     """When a request was last served."""
+    is_retired: bool = field(default=False, eq=False)
+    """A reload has removed or changed the provider: what its last requests find concerns nobody else."""
     provider: Circuit = field(factory=Circuit)
     targets: dict[str, Circuit] = field(factory=dict)
     """Circuits by model; only those that are not blank."""
@@ -191,9 +193,8 @@ class Health:
         self.unlisted = "harmless" if self.unlisted else ""
 
     def _heard_since(self, sent_at: float | None) -> bool:
-        if self.answering:
-            return True
-        return sent_at is not None and self.heard_at is not None and self.heard_at >= sent_at
+        heard_at = self.heard_at
+        return self.answering > 0 or (sent_at is not None and heard_at is not None and heard_at >= sent_at)
 
     def _served(self, model: str, now: float) -> None:
         self._heard(now)

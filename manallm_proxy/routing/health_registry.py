@@ -99,13 +99,21 @@ class HealthRegistry:
         What was reported is kept with the health, which several generations of the configuration share.
         """
         health = self.providers[provider]
-        if health.provider.is_blank and not health.targets and not health.reported and not health.shared:
+        if health.is_retired or (
+            health.provider.is_blank and not health.targets and not health.reported and not health.shared
+        ):
             return
         now = self.clock()
         for model in (None, *({*health.targets, *health.reported, *health.shared} - {None})):
             self._report(provider, model, now, self.observe)
             if self.broadcast is not None and (update := health.pending_update(model, now)) is not None:
                 self.broadcast(provider, model, update)
+
+    def retire(self, successor: HealthRegistry) -> None:
+        """`successor` holds from now on. What requests in flight find of a provider that it does not share, whose name
+        may mean another server by now, is neither reported nor sent to the others."""
+        for name, health in self.providers.items():
+            health.is_retired = successor.providers.get(name) is not health
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Takes over another worker's state. That worker has reported it; only its consequence together with our own

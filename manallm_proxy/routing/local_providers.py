@@ -21,7 +21,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.circuit import Declined, Skip
 from manallm_proxy.routing.line import ModelLine, Turn
 from manallm_proxy.routing.pace import Pictures
 from manallm_proxy.routing.queues import Queue, queue_timeout
@@ -154,6 +154,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             while True:
                 if turn.began_at is None:
                     await queue.wait_for_turn(turn, entry, is_last)
+                    await self._loaded_still(queue, turn, entry, is_last)
                 try:
                     value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
                     break
@@ -176,6 +177,21 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
             return value
 
         return wait_and_ask
+
+    async def _loaded_still(self, queue: Queue, turn: Turn, entry: Entry, is_last: Callable[[Entry], bool]) -> None:
+        """Returns once the model is loaded, which may have been unloaded while `turn` was waited for. If it raises, as
+        `Boxes.loaded` does, or Declined as `Box.gate` says, `turn` is given up."""
+        box = self.local.boxes.boxes.get(entry.target.provider)
+        if box is None or box.is_ready(entry, queue.clock()):
+            return
+        try:
+            if (skip := box.gate(entry, is_last(entry))) is not None:
+                raise Declined(skip)
+            await queue.while_well(entry, box.loaded(entry))
+        except BaseException:
+            queue.end(turn, None)
+            raise
+        turn.began_at = queue.clock()  # what the load has taken says nothing of the next answer
 
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:

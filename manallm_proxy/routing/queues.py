@@ -44,6 +44,11 @@ class Queue:
     def _recoveries_now(self) -> int:
         return self.health.provider.recoveries
 
+    def follow(self, health: Health) -> None:
+        """Goes by `health` from now on, as after a reload. A recovery that was noticed is none a second time."""
+        self._recoveries += health.provider.recoveries - self.health.provider.recoveries
+        self.health = health
+
     def refusal(self, entry: Entry, line: ModelLine, now: float) -> Skip | None:
         """Why a request should not wait in `line`, the line of `entry`'s model; None if it may wait, or need not."""
         wait = self.line.expected_wait(line, now)
