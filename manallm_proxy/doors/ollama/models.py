@@ -13,8 +13,9 @@ VERSION: Final = "0.33.0"
 """The reported version of Ollama's API. VS Code's Copilot requires 0.6.4 or later, in dotted numbers."""
 FAMILY: Final = "manallm"
 """Placeholder for the architecture, which only the model's file contains."""
-_ASSUMED_CAPABILITIES: Final = ("completion", "tools")
-"""Capabilities of a model whose provider does not report them; clients do not even try one without ``tools``."""
+_ASSUMED_CAPABILITIES: Final = ("completion", "thinking", "tools", "vision")
+"""Capabilities of a model whose provider does not report them: clients do not even try what is missing here. VS Code's
+Copilot lists no model without ``tools``, and attaches no picture without ``vision``; llm refuses ``think`` by itself."""
 
 
 @frozen
