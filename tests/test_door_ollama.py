@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.doors.ollama.models import ModelRow
 from tests.ollama_lines import legal, lines_of
 from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, status, upstream
@@ -766,6 +767,19 @@ async def test_lists(tmp_path: Path) -> None:
             assert tuple(map(int, version["version"].split("."))) >= (0, 6, 4)
             _, rows = await p.get("/v1/models/mana/test:latest")
             assert rows["id"] == "mana/test"
+
+
+def test_what_a_digest_stands_for() -> None:
+    """llm keeps the capabilities of a digest on disk, and never asks again: another target has other ones."""
+    rows = [
+        ModelRow("mana/a:latest", 0.0),
+        ModelRow("mana/b:latest", 0.0),
+        ModelRow("mana/a:latest", 0.0, {"completion", "tools"}),
+        ModelRow("mana/a:latest", 0.0, {"completion", "tools"}, 4096),
+    ]
+    assert len({row.listed()["digest"] for row in rows}) == len(rows)
+    again = ModelRow("mana/a:latest", 1.0, ["tools", "completion"], 4096)
+    assert again.listed()["digest"] == rows[3].listed()["digest"]
 
 
 async def test_a_time_that_is_none(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ class ModelRow:
     context_length: int = 0
 
     def listed(self) -> dict[str, Any]:
-        """Its row in ``/api/tags``. The digest is made of the name, so it changes only with that."""
-        digest = hashlib.sha256(self.name.encode()).hexdigest()
+        """Its row in ``/api/tags``. The digest changes with what is said here: llm keeps the capabilities of each."""
+        known = " ".join((self.name, *self._capabilities(), str(self.context_length)))
+        digest = hashlib.sha256(known.encode()).hexdigest()
         return {
             "name": self.name,
             "model": self.name,
