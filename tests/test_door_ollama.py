@@ -756,7 +756,7 @@ async def test_lists(tmp_path: Path) -> None:
                 assert shown["capabilities"] == ["completion", "tools"]
                 assert shown["model_info"][f"{arch}.context_length"] == 8192
                 assert shown["model_info"]["general.basename"] == "mana/test"
-            _, shown, _ = await p.post("/api/show", {"model": "cloud/m"})  # which lists none: clients hide what is missing
+            _, shown, _ = await p.post("/api/show", {"model": "cloud/m"})  # it lists none, and clients hide what lacks
             assert shown["capabilities"] == ["completion", "thinking", "tools", "vision"]
             _, shown, _ = await p.post("/api/show", {"name": "mana/own"})
             assert shown["capabilities"] == ["embedding"]

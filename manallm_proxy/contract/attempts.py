@@ -55,7 +55,7 @@ class NoProvider(ProxyError):
         why = ", ".join(map(str, attempts))
         wait = RETRY_AFTER_LONGEST if again_in is None else min(max(again_in, 1.0), RETRY_AFTER_LONGEST)
         when = ""
-        if again_in is not None and WORTH_A_RETRY < again_in < math.inf:  # clients show no header, nor come by themselves
+        if again_in is not None and WORTH_A_RETRY < again_in < math.inf:  # clients show no header
             when = f"; try again in {math.ceil(again_in)} s"
         super().__init__(f"no provider could serve {asked}: {why}{when}", param="model", retry_after=wait)
         self.attempts = attempts

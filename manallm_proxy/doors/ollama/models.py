@@ -15,7 +15,7 @@ FAMILY: Final = "manallm"
 """Placeholder for the architecture, which only the model's file contains."""
 _ASSUMED_CAPABILITIES: Final = ("completion", "thinking", "tools", "vision")
 """Capabilities of a model whose provider does not report them: clients do not even try what is missing here. VS Code's
-Copilot lists no model without ``tools``, and attaches no picture without ``vision``; llm refuses ``think`` by itself."""
+Copilot lists no model without ``tools``, and attaches no picture without ``vision``; llm refuses ``think`` itself."""
 
 
 @frozen
