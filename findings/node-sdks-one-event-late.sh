@@ -6,7 +6,7 @@
 # They look for the blank line in all that has come but its very end. So each word stands still for as long as the
 # next one takes; and where an error is the last event, and the connection is cut behind it so that nobody takes the
 # answer for complete, they say "Premature close" and not what the error was. Any byte behind the event is enough.
-# To a proxy: behind the last event of a broken stream it sends a line of a comment.
+# To a proxy: behind the last event of a broken stream it sends one more blank line.
 set -euo pipefail
 
 work=$(mktemp -d)
@@ -95,9 +95,9 @@ def run(folder, name, behind):
 changed = False
 for folder in ("late", "prompt"):
     for name in ("openai", "anthropic"):
-        for behind in (b"", b":\n"):
+        for behind in (b"", b"\n"):
             at_once, said = run(folder, name, behind)
-            last = "a comment" if behind else "nothing"
+            last = "a blank line more" if behind else "nothing"
             when = "at once" if at_once else "with the next event"
             print(f"{folder} {name}: the word was heard {when}; {last} behind the error: {said}")
             changed |= at_once != (folder == "prompt")

@@ -97,7 +97,7 @@ async def chat_of(provider: str = "", /, **body: Any) -> Any:
 
 def parsed(data: bytes) -> list[dict[str, Any]]:
     """Frames of one event each, named as their data says, numbered without a gap."""
-    data = data.removesuffix(AFTER_LAST)
+    data = data[: -len(AFTER_LAST)] if data.endswith(b"\n\n" + AFTER_LAST) else data
     assert data.endswith(b"\n\n")
     events: list[dict[str, Any]] = []
     for frame in data.decode().removesuffix("\n\n").split("\n\n"):

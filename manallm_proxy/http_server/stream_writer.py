@@ -29,8 +29,8 @@ PART_BYTES: Final = 256 * 1024
 """More than this is written in parts, as the client reads: copying 30 MB to a buffer would block the event loop."""
 
 
-AFTER_LAST: Final = b":\n"
-"""A comment behind the last event of a broken stream of events. Some SDKs hand an event on when the next byte comes
+AFTER_LAST: Final = b"\n"
+"""A blank line more behind the last event of a broken stream. Some SDKs hand an event on when the next byte comes
 (openai 4.40 to 4.85 and @anthropic-ai/sdk 0.20 to 0.36 for Node), and after that one nothing else would come."""
 
 
