@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from manallm_proxy.http_server.stream_writer import AFTER_LAST
+
 ZERO = {"input_tokens": 0, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 0}
 ADDS = {
     "text_delta": ("text", "text", "text"),
@@ -17,6 +19,7 @@ ADDS = {
 
 def events(body: bytes) -> list[dict[str, Any]]:
     """The events of a stream that ends with a whole one; each names its type twice."""
+    body = body[: -len(AFTER_LAST)] if body.endswith(b"\n\n" + AFTER_LAST) else body
     assert body.endswith(b"\n\n")
     rows = []
     for frame in body[:-2].split(b"\n\n"):

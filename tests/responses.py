@@ -14,6 +14,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.reply import ResponsesReply
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore
+from manallm_proxy.http_server.stream_writer import AFTER_LAST
 
 TARGET = Target("p", "m")
 FUNCTION = {"type": "function", "name": "add", "parameters": {"type": "object", "properties": {}}, "strict": False}
@@ -96,6 +97,7 @@ async def chat_of(provider: str = "", /, **body: Any) -> Any:
 
 def parsed(data: bytes) -> list[dict[str, Any]]:
     """Frames of one event each, named as their data says, numbered without a gap."""
+    data = data[: -len(AFTER_LAST)] if data.endswith(b"\n\n" + AFTER_LAST) else data
     assert data.endswith(b"\n\n")
     events: list[dict[str, Any]] = []
     for frame in data.decode().removesuffix("\n\n").split("\n\n"):

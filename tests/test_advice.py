@@ -14,7 +14,7 @@ from manallm_proxy.contract.provider_errors import NO_TLS
 from manallm_proxy.gateway.advice import unreached
 from manallm_proxy.http_client.errors import connect_error
 from tests.cases import every
-from tests.proxy import proxy, settings
+from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, each, upstream
 
 BOX = ProviderConfig("box", "ollama", "http://box:11434")
@@ -103,3 +103,30 @@ async def test_a_bare_name_that_the_default_provider_lacks(tmp_path: Path) -> No
             p.write(config)
             await p.app.reload()
             assert await told("test", Authorization="Bearer sk-a") == "model 'test' not found" + where
+
+
+async def test_each_reason_is_said_once_and_when_to_come_again(tmp_path: Path) -> None:
+    """All that a user of most clients sees is this sentence; it said "p/busy (rate_limited). p/busy: rate_limited"."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        busy = seen.json["model"] == "busy"
+        line = "429 Too Many Requests" if busy else "500 Internal Server Error"
+        await connection.reply({"error": {"message": "no"}}, line, extra="Retry-After: 47\r\n" if busy else "")
+
+    async with upstream(each(answer)) as server, upstream(each(lacks)) as away:
+        await away.stop()
+        config = settings({"p": openai(server.url), "away": openai(away.url)}, ["p/busy"])
+        config["aliases"]["mana/ill"] = {"chain": ["p/ill"]}
+        config["aliases"]["mana/both"] = {"chain": ["away/m", "p/busy"]}
+        async with proxy(config, tmp_path) as p:
+
+            async def told(model: str) -> str:
+                return str((await p.chat(model=model))[1]["error"]["message"])
+
+            no = "no provider could serve"
+            assert await told("mana/test") == f"{no} mana/test: p/busy (rate_limited); try again in 47 s"
+            assert await told("p/busy") == f"{no} p/busy: p/busy (cooling: rate_limited); try again in 47 s"
+            assert await told("mana/ill") == f"{no} mana/ill: p/ill (http_5xx: status 500)"  # an SDK tries again itself
+            both = f"{no} mana/both: away/m (connect_error: refused), p/busy (cooling: rate_limited)"
+            where = f"away: nothing answers at {away.url}/v1 (refused): start it, or correct base_url."
+            assert await told("mana/both") == f"{both}; try again in 47 s. {where}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from pathlib import Path
+from typing import Any, Final, cast
 
 import pytest
 from aiohttp import web
@@ -15,9 +16,19 @@ from manallm_proxy.http_server import aiohttp_server
 from manallm_proxy.http_server.aiohttp_server import Server, _Connection
 from manallm_proxy.http_server.raw_response import RawResponse
 from tests.one_connection import GET, serving, until
+from tests.proxy import everything, openai, proxy, settings
+from tests.upstreams import Connection, Seen, chunk, each, upstream
 
 ERROR = b"data: error\n\n"
 NEVER = 60.0
+WORDS: Final = [{"role": "user", "content": "hi"}]
+
+
+async def dies(connection: Connection, seen: Seen) -> None:
+    """After one word."""
+    await connection.head()
+    await connection.chunk(chunk("one"))
+    connection.writer.close()
 
 
 async def breaks(request: web.BaseRequest) -> RawResponse:
@@ -104,3 +115,30 @@ async def test_the_server_ends_without_it(monkeypatch: pytest.MonkeyPatch) -> No
         await reader.readuntil(ERROR + b"\r\n")
         await asyncio.wait_for(runner.cleanup(), 5)
         assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+def late(data: bytes) -> list[bytes]:
+    """The events that openai 4.40 to 4.85 and @anthropic-ai/sdk 0.20 to 0.36 for Node have read, so far: they look for
+    the blank line everywhere but at the very end of what came."""
+    return data[:-1].split(b"\n\n")[:-1]
+
+
+async def test_the_last_event_is_heard_without_one_behind_it(tmp_path: Path) -> None:
+    """They hand an event on when the next byte comes, and none came: "Premature close", and not why
+    (findings/node-sdks-one-event-late.sh). A line feed is one; Ollama's clients would raise at it."""
+    config = {"failure_threshold": 99}
+    async with upstream(each(dies)) as up, proxy(settings({"p": openai(up.url)}, health=config), tmp_path) as p:
+
+        async def end_of(path: str, **body: Any) -> bytes:
+            async with p.client.post(p.url + path, json={"model": "mana/test", "stream": True, **body}) as response:
+                return await everything(response)
+
+        for path, body in (
+            ("/v1/chat/completions", {"messages": WORDS}),
+            ("/v1/messages", {"messages": WORDS, "max_tokens": 9}),
+            ("/v1/responses", {"input": WORDS}),
+        ):
+            came = await end_of(path, **body)
+            assert b"broke off" in late(came)[-1], path
+            assert came.endswith(b"}\n\n\n"), path
+        assert b"broke off" in (await end_of("/api/chat", messages=WORDS)).splitlines()[-1]

@@ -40,7 +40,7 @@ async def test_ollama_python(tmp_path: Path) -> None:
     assert seen["list"][0] == "mana/test:latest"
     assert {"gpu/m:latest", "status/m:latest"} < set(seen["list"])
     assert set(seen["digest"]) == {64}
-    assert seen["show"][0] == ["completion", "tools"]
+    assert seen["show"][0] == ["completion", "thinking", "tools", "vision"]
     assert seen["ps"] == 0
     expected = {"400": 400, "404": 404, "429": 429, "500": 503, "alias": 404}
     for name, code in expected.items():

@@ -14,6 +14,7 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.carried import Carried, Unpacker, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
+from manallm_proxy.doors.responses.tools import UnsupportedTool
 from tests.cases import each_with_each, every
 from tests.responses import FUNCTION, Opened, chat_of
 
@@ -330,6 +331,19 @@ async def test_a_file_search_that_nobody_insists_on() -> None:
     hosted = {"type": "file_search", "vector_store_ids": ["v"]}
     assert "tools" not in await chat_of(tools=[hosted])
     assert "tools" not in await chat_of(tools=[{"type": "mcp"}], tool_choice="none")
+
+
+@every([FUNCTION, {"type": "custom", "name": "c"}, {"type": "namespace", "name": "n", "tools": [FUNCTION]}])
+async def test_pictures_that_an_agent_always_offers(own: dict[str, Any]) -> None:
+    """codex since 0.122 and Cline offer them in each request, beside tools of their own: the session was over. Who
+    offers nothing else wants pictures."""
+    pictures = {"type": "image_generation", "output_format": "png"}
+    door = await Opened().ask(tools=[{"type": "web_search"}, pictures, own], tool_choice="auto")
+    assert len(door.chat["tools"]) == 1
+    assert door.call.notes == ("not sent on: tool web_search", "not sent on: tool image_generation")
+    for asked in ({"tools": [pictures]}, {"tools": [pictures, own], "tool_choice": "required"}):
+        with pytest.raises(UnsupportedTool, match="image_generation"):
+            await chat_of(**asked)
 
 
 async def test_settings_and_formats() -> None:

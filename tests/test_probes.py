@@ -125,9 +125,11 @@ def test_recorded_lists() -> None:
     """Two of llama-server, which denies images of what is loaded, and one of Ollama with all its words."""
     [model] = OpenAIWire().listed(recorded("models-llama").body).models
     assert (model.id, model.aliases) == ("/models/SmolLM2-135M-Instruct.Q4_1.gguf", (model.id,))
-    assert model.capabilities == frozenset({"completion", "embedding", "tools"})
+    assert model.capabilities == frozenset({"completion", "embedding", "tools", "thinking"})
     router = {m.id: m for m in OpenAIWire().listed(recorded("models-llama-router").body).models}
-    assert router["SmolLM2-135M-Instruct.Q4_1"].capabilities == frozenset({"completion", "embedding", "tools"})
+    assert router["SmolLM2-135M-Instruct.Q4_1"].capabilities == frozenset(
+        {"completion", "embedding", "tools", "thinking"}
+    )
     assert router["all-MiniLM-L6-v2.F16"].capabilities is None
     tags = {m.id: m for m in OllamaWire().listed(recorded("models-ollama").body).models}
     assert tags["think:latest"].capabilities == frozenset({"completion", "thinking"})

@@ -478,11 +478,14 @@ def test_model_lists_of_the_crowd() -> None:
     ("row", "capabilities"),
     [
         ({}, None),
-        ({"architecture": {"input_modalities": ["text"]}}, {"completion", "embedding", "tools"}),
-        ({"architecture": {"input_modalities": ["text", "image"]}}, {"completion", "embedding", "tools", "vision"}),
+        ({"architecture": {"input_modalities": ["text"]}}, {"completion", "embedding", "tools", "thinking"}),
+        (
+            {"architecture": {"input_modalities": ["text", "image"]}},
+            {"completion", "embedding", "tools", "vision", "thinking"},
+        ),
         (
             {"architecture": {"input_modalities": ["text", "audio"]}, "status": {"value": "loaded"}},
-            {"completion", "embedding", "tools", "audio"},
+            {"completion", "embedding", "tools", "audio", "thinking"},
         ),
         ({"architecture": {"input_modalities": ["text"]}, "status": {"value": "unloaded"}}, None),
         ({"supported_parameters": ["reasoning"]}, {"completion", "embedding", "vision", "thinking"}),
@@ -495,7 +498,7 @@ def test_model_lists_of_the_crowd() -> None:
     ],
 )
 def test_what_a_list_does_not_speak_of_is_not_denied(row: dict[str, Any], capabilities: set[str] | None) -> None:
-    """Parameters say whether there are tools, modalities whether there is sight; each only that."""
+    """Parameters say whether there are tools and thinking, modalities whether there is sight; each only that."""
     [model] = OpenAIWire().listed(json.dumps([{"id": "a", **row}]).encode()).models
     assert model.capabilities == (None if capabilities is None else frozenset(capabilities))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -50,10 +51,13 @@ class NoProvider(ProxyError):
     code = "no_healthy_provider"
 
     def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
-        """`again_in`: seconds until some target may be tried again; None: never with this configuration."""
+        """`again_in`: seconds until some target may be tried again; None or infinity: not with this configuration."""
         why = ", ".join(map(str, attempts))
         wait = RETRY_AFTER_LONGEST if again_in is None else min(max(again_in, 1.0), RETRY_AFTER_LONGEST)
-        super().__init__(f"no provider could serve {asked}: {why}", param="model", retry_after=wait)
+        when = ""
+        if again_in is not None and WORTH_A_RETRY < again_in < math.inf:  # clients show no header
+            when = f"; try again in {math.ceil(again_in)} s"
+        super().__init__(f"no provider could serve {asked}: {why}{when}", param="model", retry_after=wait)
         self.attempts = attempts
         self.worth_retrying = again_in is not None and again_in <= WORTH_A_RETRY
 
@@ -88,7 +92,7 @@ class BudgetExhausted(NoProvider, BudgetExceeded):
     code = BudgetExceeded.code
 
     def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
-        super().__init__(asked, attempts, again_in)
+        super().__init__(asked, attempts, None)  # the budget's period ends far later than a target's rest
         self.retry_after, self.worth_retrying = RETRY_AFTER_LONGEST, False
 
 

@@ -30,7 +30,8 @@ def add_advice(error: ProxyError, generation: Generation, chain: Chain, asked: s
     """
     if isinstance(error, NoProvider):
         if error.status == 503 and caller is None:
-            error.message = f"{error.message}. {advice(generation, chain, error.attempts)}"
+            added = advice(generation, chain, error.attempts, repeats=False)
+            error.message += f". {added}" if added else ""
     elif isinstance(error, MissingModel) and chain.alias is None and "/" not in asked:
         meant = f"{generation.config.alias_prefix}{asked.removesuffix(LATEST)}"
         known = meant in generation.config.aliases and (caller is None or generation.may_use(caller, meant))
@@ -39,8 +40,11 @@ def add_advice(error: ProxyError, generation: Generation, chain: Chain, asked: s
         error.message += f" ({where}; GET /v1/models lists what is served here)"
 
 
-def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord]) -> str:
-    """A sentence for each target that did not serve, and one for all providers that only lack their key."""
+def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord], *, repeats: bool = True) -> str:
+    """A sentence for each target that did not serve, and one for all providers that only lack their key.
+
+    `repeats`: also where nothing can be said but the reason of the attempt log.
+    """
     sentences: list[str] = []
     unset: list[str] = []
     for record in records:
@@ -50,7 +54,8 @@ def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord
             unset.append((provider.api_key_missing or "").removesuffix(" is not set"))
             continue
         entry = next((entry for entry in chain if str(entry.target) == record.model), None)
-        sentences.append(_sentence(generation, provider, target, entry, record))
+        if sentence := _sentence(generation, provider, target, entry, record, repeats=repeats):
+            sentences.append(sentence)
     if unset:
         sentences.append(f"Not set: {', '.join(dict.fromkeys(unset))}.")
     return " ".join(dict.fromkeys(sentences))
@@ -99,8 +104,15 @@ def listed(generation: Generation, provider: str) -> str:
 
 
 def _sentence(
-    generation: Generation, provider: ProviderConfig, target: Target, entry: Entry | None, record: AttemptRecord
+    generation: Generation,
+    provider: ProviderConfig,
+    target: Target,
+    entry: Entry | None,
+    record: AttemptRecord,
+    *,
+    repeats: bool,
 ) -> str:
+    """What mends it, or at least the reason; empty if that is known from `record`, and not to be repeated."""
     reason, detail = record.reason, record.detail
     health = generation.registry.providers[target.provider]
     down = health.provider.last_error if health.provider.failures else None
@@ -115,8 +127,9 @@ def _sentence(
         return f"{provider.name}: {detail}{get}."
     if reason == "http_404" and (lacks := missing(generation, target.model, provider)):
         return f"{provider.name}: {lacks} (it has {listed(generation, provider.name)})."
-    words = ", ".join(str(part) for part in (reason, detail) if part)
-    return f"{target}: {words}."
+    known = () if repeats else (record.reason, record.detail)
+    words = ", ".join(str(part) for part in (reason, detail) if part and part not in known)
+    return f"{target}: {words}." if words else ""
 
 
 def _last_error(generation: Generation, target: Target) -> str:

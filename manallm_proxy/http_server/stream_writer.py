@@ -29,6 +29,11 @@ PART_BYTES: Final = 256 * 1024
 """More than this is written in parts, as the client reads: copying 30 MB to a buffer would block the event loop."""
 
 
+AFTER_LAST: Final = b"\n"
+"""A blank line more behind the last event of a broken stream. Some SDKs hand an event on when the next byte comes
+(openai 4.40 to 4.85 and @anthropic-ai/sdk 0.20 to 0.36 for Node), and after that one nothing else would come."""
+
+
 @define(eq=False)
 class StreamTiming:
     """Seconds between heartbeats on a silent stream (0: none), and until a client that does not read is cut off.
@@ -156,7 +161,8 @@ class StreamWriter:
         """Writes the last event of a broken answer; closes the connection, so that it is not taken for complete."""
         response = self._response or self._begin()
         self._ready = None
-        data = bytes(self._unsent) + data
+        is_event = data and self.headers.get("Content-Type", "").startswith("text/event-stream")
+        data = bytes(self._unsent) + data + (AFTER_LAST if is_event else b"")
         self._note_write(data)
         response.break_off(data)
         await response.drain()

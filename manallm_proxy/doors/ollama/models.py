@@ -13,8 +13,9 @@ VERSION: Final = "0.33.0"
 """The reported version of Ollama's API. VS Code's Copilot requires 0.6.4 or later, in dotted numbers."""
 FAMILY: Final = "manallm"
 """Placeholder for the architecture, which only the model's file contains."""
-_ASSUMED_CAPABILITIES: Final = ("completion", "tools")
-"""Capabilities of a model whose provider does not report them; clients do not even try one without ``tools``."""
+_ASSUMED_CAPABILITIES: Final = ("completion", "thinking", "tools", "vision")
+"""Capabilities of a model whose provider does not report them: clients do not even try what is missing here. VS Code's
+Copilot lists no model without ``tools``, and attaches no picture without ``vision``; llm refuses ``think`` itself."""
 
 
 @frozen
@@ -27,8 +28,9 @@ class ModelRow:
     context_length: int = 0
 
     def listed(self) -> dict[str, Any]:
-        """Its row in ``/api/tags``. The digest is made of the name, so it changes only with that."""
-        digest = hashlib.sha256(self.name.encode()).hexdigest()
+        """Its row in ``/api/tags``. The digest changes with what is said here: llm keeps the capabilities of each."""
+        known = " ".join((self.name, *self._capabilities(), str(self.context_length)))
+        digest = hashlib.sha256(known.encode()).hexdigest()
         return {
             "name": self.name,
             "model": self.name,

@@ -4,7 +4,8 @@ Items may offer tools, too: codex sends all of its own as ``additional_tools`` t
 come with what the client's own ``tool_search`` has found. A chat has one list, in which each stands once.
 
 Hosted tools run at OpenAI, not here. ``web_search`` is dropped, and the log says so, since codex always offers it.
-``file_search`` is dropped unless ``tool_choice`` is ``required``, all others only if it is ``none``; else refused.
+``file_search`` is dropped unless ``tool_choice`` is ``required``, and so is ``image_generation`` beside tools of the
+client's own, where codex and Cline always offer it; all others only if ``tool_choice`` is ``none``; else refused.
 OpenAI's own ``tool_search`` is dropped as well: what it would search is sent as a whole.
 """
 
@@ -23,6 +24,8 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 _WEB_SEARCH: Final = "web_search"
 """Prefix of the type, which may also be ``web_search_preview`` or end in a date."""
 _FILE_SEARCH: Final = "file_search"
+_IMAGES: Final = "image_generation"
+_OWN: Final = ("function", "custom", "namespace")
 OFFERING: Final = ("additional_tools", "tool_search_output")
 """Types of items that offer tools. An item is compared with each: its type may be anything."""
 
@@ -62,6 +65,7 @@ class Tools:
     def _offer(self, given: list[tuple[Fields, str]], more: list[tuple[Fields, str]], choice: object) -> None:
         """Adds those outside of a namespace first, see `ToolNames.add`; of `more` those that are not there yet."""
         inside: list[tuple[str, Fields, str, bool]] = []
+        has_own = any(tool.get("type") in _OWN for rows in (given, more) for tool, _ in rows)
         for rows, again in ((given, False), (more, True)):
             for tool, path in rows:
                 kind = required(tool, "type", str, path)
@@ -72,7 +76,7 @@ class Tools:
                 elif kind == SEARCH and tool.get("execution") == "client":
                     self._add_search(tool, path)
                 else:
-                    self._drop(kind, path, choice)
+                    self._drop(kind, path, choice, beside_own=has_own)
         for namespace, tool, path, again in inside:
             rows = [
                 (row, f"{path}tools[{n}].")
@@ -107,9 +111,9 @@ class Tools:
         else:
             raise _unsupported(kind, path[:-1])
 
-    def _drop(self, kind: str, path: str, choice: object) -> None:
+    def _drop(self, kind: str, path: str, choice: object, *, beside_own: bool) -> None:
         needed = choice == "required" and not (kind == SEARCH or kind.startswith(_WEB_SEARCH))
-        known = kind in (_FILE_SEARCH, SEARCH) or kind.startswith(_WEB_SEARCH)
+        known = kind in (_FILE_SEARCH, SEARCH) or kind.startswith(_WEB_SEARCH) or (kind == _IMAGES and beside_own)
         if needed or not (known or choice == "none"):
             raise _unsupported(kind, path[:-1])
         self.dropped.append(_WEB_SEARCH if kind.startswith(_WEB_SEARCH) else kind if known else "of OpenAI's own")

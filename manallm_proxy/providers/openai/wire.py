@@ -227,7 +227,7 @@ def _capabilities(row: _Row) -> frozenset[str] | None:
     has = {"completion", "embedding"}
     if parameters is None or "tools" in parameters:
         has.add(TOOLS)
-    if parameters is not None and parameters & {"reasoning", "reasoning_effort"}:
+    if parameters is None or parameters & {"reasoning", "reasoning_effort"}:
         has.add("thinking")
     if modalities is None or "image" in modalities:
         has.add(VISION)
