@@ -108,6 +108,8 @@ BROKEN: dict[str, tuple[bytes, str, str | None]] = {
     "no text": (b'{"messages":[%b\xff"]}' % WORDS[:-1], "the body is not valid UTF-8", None),
     "nested": (b'{"messages":%b%b%b}' % (b"[" * 2000, WORDS, b"]" * 2000), "the body is nested too deeply", None),
     "a comma too many": (b'{"messages":[%b],,"model":1}' % WORDS, "the body is not valid JSON", None),
+    "a comma at the end": (b'{"messages":[%b],}' % WORDS, "the body is not valid JSON", None),
+    "a comma between two": (b'{"messages":%b,,"input":%b}' % (WORDS, WORDS), "the body is not valid JSON", None),
     "no key": (b'{"messages":[%b],%b}' % (WORDS, WORDS), "the body is not valid JSON", None),
     "no value": (b'{"messages":[%b,]}' % WORDS, "the body is not valid JSON", None),
     "no end of a text": (b'{"messages":[%b]}' % WORDS[:-1], "the body is not valid JSON", None),
