@@ -393,8 +393,8 @@ def test_mistakes_are_named_by_path(budget: dict[str, Any], path: str, tmp_path:
 
 
 def test_a_price_that_a_budget_needs_is_remarked(tmp_path: Path) -> None:
-    """By its path, once a chain entry; what is local or given needs none."""
-    chain = ["cloud/m", {**DEAR, "target": "cloud/n"}, "box/m"]
+    """By its path, once a chain entry; what is local or given needs none, and of an open entry none is known before."""
+    chain = ["cloud/m", {**DEAR, "target": "cloud/n"}, "box/m", "cloud/*"]
     providers = {"cloud": openai("http://127.0.0.1:9"), "box": openai("http://127.0.0.1:9", local=True)}
     of_alias = with_budget(settings(providers, chain), budget={"day": "5 USD"})
     of_key = settings(providers, chain, auth={"keys": [entry(budget={"day": "5 USD"})]})
