@@ -170,6 +170,14 @@ async def test_silence_before_it_is_the_first_byte_timeout() -> None:
     assert script.closed == 1
 
 
+async def test_comments_without_a_pause_before_it_are_the_first_byte_timeout() -> None:
+    """It never falls silent, so no wait of ours ends."""
+    script = Script([StreamBatch()] * 100_000)
+    with pytest.raises(FirstByteTimeout):
+        await open_stream(Provider(script), Catalog(), CALL, ENTRY)
+    assert script.steps and script.closed == 1
+
+
 async def test_a_client_that_leaves_before_it_closes_the_stream() -> None:
     """Cancelled while it waits."""
     script = Script([None])

@@ -941,11 +941,12 @@ async def test_refusals_without_geminis_words(
     assert len(gemini.asked) == 1
 
 
-async def test_a_refusal_whose_json_is_broken(gemini: Gemini, upstream: HttpProvider) -> None:
+@pytest.mark.parametrize("body", [b"{oops", b"[]", b"[1]", b"[{}, {}]", b'{"error": []}', b"null"])
+async def test_a_refusal_whose_json_says_nothing(gemini: Gemini, upstream: HttpProvider, body: bytes) -> None:
     """The status counts."""
 
     async def script(_: web.Request) -> web.Response:
-        return web.Response(body=b"{oops", content_type="application/json", status=503)
+        return web.Response(body=body, content_type="application/json", status=503)
 
     gemini.script = script
     assert type(await failed(upstream, chat())) is ServerFailed
