@@ -74,11 +74,16 @@ ITEM = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
         (message, {"content": [{"type": "thinking", "thinking": ""}, TEXT]}, True),
         (message, {"content": [], "stop_reason": "refusal"}, True),
         (message, {"content": [], "stop_reason": "end_turn"}, False),
-        (message, {"content": [{**TEXT, "text": ""}]}, False),
+        (message, {"content": [{**TEXT, "text": ""}, "hi", {}]}, False),
         (response, {"output": [ITEM]}, True),
         (response, {"output": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, True),
         (response, {"output": [{"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}]}, True),
         (response, {"output": []}, False),
+        (
+            response,
+            {"output": ["hi", {}, {"type": "message", "content": "hi"}, {"type": "message", "content": ["hi"]}]},
+            False,
+        ),
         (response, {"output": [{"type": "reasoning", "summary": []}, {"type": "message", "content": []}]}, False),
     ]
 )

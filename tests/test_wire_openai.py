@@ -989,7 +989,10 @@ def test_nor_is_it_one_for_a_door_that_translates(quiet: bytes) -> None:
         assert (got, last.done, last.error) == (plain, True, None)
 
 
-@pytest.mark.parametrize("nothing", [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0}])
+@pytest.mark.parametrize(
+    "nothing",
+    [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0, "metadata": {}, "details": []}],
+)
 def test_an_error_that_says_nothing_is_none(nothing: object) -> None:
     """Some servers send the key with every good answer, streamed or whole."""
     out, last, _ = play(frame({**chunk("a"), "error": nothing}), frame(chunk(None, finish="stop")), DONE)
