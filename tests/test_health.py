@@ -21,6 +21,7 @@ from manallm_proxy.contract.provider_errors import (
     ProbeTimeout,
     ProviderError,
     RateLimited,
+    ResourcesExhausted,
     ServerBusy,
     ServerFailed,
     Unsupported,
@@ -359,6 +360,18 @@ def test_a_refusal_is_an_answer_too() -> None:
     fail(health, MissingModel("x", provider_status=404), 2.0)
     health.probed(LATE, 3.0, 0.0)
     assert health.provider.failures == 0
+
+
+def test_a_probe_that_could_not_be_sent_shows_nothing() -> None:
+    """This process has no descriptors left: nobody was asked, so nobody is down, and nobody has answered either."""
+    health = Health()
+    for now in (0.0, 1.0, 2.0):
+        health.probed(ResourcesExhausted("x"), now)
+    assert (health.status(2.0), health.provider.last_check) == ("healthy", None)
+    for now in (3.0, 4.0):
+        health.probed(REFUSED, now)
+    health.probed(ResourcesExhausted("x"), 5.0)
+    assert health.status(5.0) == "unhealthy"
 
 
 def test_a_probe_that_finds_it_busy_has_reached_it() -> None:
