@@ -474,6 +474,10 @@ def test_mistake_in_a_setting(mistakes: Told, text: str, wanted: str) -> None:
             "options: options are sent by kind ollama only, not by kind google",
         ),
         (
+            "{kind: openai, base_url: 'http://x/v1', options: {force_tools: yes}}",
+            "options.force_tools: knows one way: schema",
+        ),
+        (
             "{kind: ollama, api: openai, options: {a: 1}}",
             "options: options are not sent with 'api: openai', which relays requests as they are",
         ),

@@ -289,12 +289,15 @@ async def test_what_a_reload_changed_is_said(tmp_path: Path) -> None:
         )
         p.write(more)
         await p.app.reload()
+        more["auth"] = {"open": True}
+        p.write(more)
+        await p.app.reload()
         more["listen"] = {"port": free_port()}
         p.write(more)
         await p.app.reload()
     lines = [json.loads(line) for line in p.log.getvalue().splitlines()]
     told = [line["changes"] for line in lines if line["event"] == "reloaded"]
-    assert told == ["nothing changed", "1 alias changed, 1 provider added, limits changed"]
+    assert told == ["nothing changed", "1 alias changed, 1 provider added, limits changed", "auth.open changed"]
     [refused] = [line["mistakes"] for line in lines if line["event"].startswith("reload refused")]
     assert refused == [f"listen.port: cannot be changed by a reload; restart to change it ({tmp_path}/proxy.yaml:2)"]
     [drained] = [line["detail"] for line in lines if line["event"] == "draining"]

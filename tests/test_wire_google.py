@@ -453,6 +453,8 @@ def _calling(**call: Any) -> list[Json]:
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "else"}}}, "tool_choice"),
+        ({"messages": [{"role": "assistant", "content": 3}]}, "messages[0].content"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"reasoning_effort": "hard"}, "reasoning_effort"),
     ],
@@ -470,6 +472,7 @@ async def test_what_the_caller_got_wrong(gemini: Gemini, upstream: HttpProvider,
         ({"messages": _user({"type": "image_url", "image_url": {"url": "https://x/y.png"}})}, "messages"),
         ({"messages": _user({"type": "file", "file": {"file_id": "f"}})}, "messages"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools"),
+        ({"messages": _calling(type="custom", custom={"name": "x", "input": "y"})}, "messages"),
         ({"functions": [{"name": "x"}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
@@ -529,6 +532,14 @@ async def test_other_legacy_completions(upstream: HttpProvider, fields: Json, pa
     """What has no counterpart is refused, not dropped."""
     error = await failed(upstream, legacy(**fields))
     assert (type(error), error.param) == (Unsupported, param)
+
+
+@pytest.mark.parametrize("prompt", ["", [""], []])
+async def test_a_legacy_completion_of_nothing(gemini: Gemini, upstream: HttpProvider, prompt: Any) -> None:
+    """The caller's mistake, of which Gemini would speak in other words."""
+    error = await failed(upstream, legacy(prompt))
+    assert (type(error), error.param) == (InvalidRequest, "prompt")
+    assert not gemini.asked
 
 
 # --- replies --------------------------------------------------------------------------------------
