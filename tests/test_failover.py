@@ -363,17 +363,19 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
 
 
 async def test_fallback_on_by_the_status_that_its_caller_would_get() -> None:
-    """400 is 400, also where a local server said 500 or 501, or its list did before the call; none of them is 500."""
-    errors = [
-        classify(500, {}, ErrorDetails("failed to parse grammar")),
-        classify(500, {}, ErrorDetails("x", status=400)),
-        classify(500, {}, ErrorDetails("the prompt is longer than the context length", code="context_length_exceeded")),
-        classify(501, {}, ErrorDetails("x")),
-        Unsupported("x"),
+    """400 is 400, also where a local server said 500 or 501, or its list did before the call; so is the server's own."""
+    too_long = ErrorDetails("the prompt is longer than the context length", code="context_length_exceeded")
+    errors: list[tuple[ProviderError, str]] = [
+        (classify(500, {}, ErrorDetails("failed to parse grammar")), "500"),
+        (classify(500, {}, ErrorDetails("x", status=400)), "400"),
+        (classify(500, {}, too_long), "500"),
+        (classify(500, {}, ErrorDetails("unsupported param: echo")), "500"),
+        (classify(501, {}, ErrorDetails("x")), "501"),
+        (Unsupported("x"), "400"),
     ]
-    for error in errors:
+    for error, status in [(error, status) for error, own in errors for status in ("400", own)]:
         story = Story([error, "hello"])
-        story.entries = (evolve(story.entries[0], fallback_on=frozenset({"400"})), story.entries[1])
+        story.entries = (evolve(story.entries[0], fallback_on=frozenset({status})), story.entries[1])
         assert (await story.run()).value == "hello"
         assert story.healths["p0"] == Health()
         [told] = story.kinds(FellBack)

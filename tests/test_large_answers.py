@@ -79,6 +79,7 @@ LISTS: dict[str, tuple[str, Any]] = {
     "no vector in one": ("openai", embeddings([*VECTORS[:-1], None])),
     "an error": ("openai", embeddings(VECTORS, error={"message": "no"})),
     "too few": ("openai", embeddings(VECTORS[:-1])),
+    "a row that is none": ("openai", {"data": [*embeddings(VECTORS)["data"], 5]}),
     "no vectors": ("openai", embeddings([{"x": 1}] * 12)),
     "Ollama's vectors": ("ollama", {"embeddings": VECTORS, "prompt_eval_count": 3}),
     "Ollama's, too few": ("ollama", {"embeddings": VECTORS[:-1]}),
@@ -142,13 +143,14 @@ BREAKS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("how", BREAKS)
 def test_a_broken_answer_is_the_providers_failure(monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
     """And never the caller's mistake, or ours: the next target is asked, however large it is."""
-    asked: dict[str, Any] = (
-        {"input": ["x"] * 12} if name in LISTS else {"messages": [{"role": "user", "content": "hi"}]}
-    )
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+    if name in LISTS:  # which are written anew where they are relayed
+        asked = {"input": ["x"] * 12, "encoding_format": "float" if name == "base64" else "base64"}
     kind, body = (LISTS | CHATS)[name]
     text = BREAKS[how](json.dumps(body).encode())
     for _ in range(2):
-        assert read(kind, text, asked, relays=False)[0] is BadResponse
+        for relays in (False, True):
+            assert read(kind, text, asked, relays)[0] is BadResponse
         all_is_large(monkeypatch)
 
 

@@ -250,6 +250,7 @@ async def test_the_body_has_a_limit(tmp_path: Path) -> None:
             for data in (b"x" * 2000, endless()):
                 async with p.client.post(url, data=data) as response:
                     assert (response.status, (await response.json())["error"]["code"]) == (413, "body_too_large")
+                    assert response.headers["Connection"] == "close", "the rest is not read"
             async with p.client.post(url, data=b"x", headers={"Content-Encoding": "gzip"}) as response:
                 assert response.status == 415
         assert gpu.posts == []
