@@ -440,6 +440,10 @@ def test_mistake_in_a_setting(mistakes: Told, text: str, wanted: str) -> None:
             "{kind: ollama, base_url: 'http://x/?a=b'}",
             "base_url: expected a URL without a query ('?') and without a fragment ('#')",
         ),
+        (
+            "{kind: ollama, base_url: 'http://x/#v1'}",
+            "base_url: expected a URL without a query ('?') and without a fragment ('#')",
+        ),
         ("{kind: ollama, api_key: ''}", "api_key: is empty"),
         ("{kind: ollama, api_key: 12}", "api_key: expected a string, got a number (put it in quotes)"),
         ("{kind: ollama, api_key: 'a b'}", "api_key: is no key: a key is visible ASCII without blanks"),

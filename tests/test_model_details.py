@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider_errors import MissingModel, ProviderError
-from manallm_proxy.http_client.api import Address
+from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address
 from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.routing.catalog import Catalog
 from tests.proxy import proxy, settings
@@ -75,6 +75,8 @@ async def test_each_model_is_asked_for_once(api: str, tmp_path: Path) -> None:
             if api == "native":
                 older.modified_at = "2026-11-29T03:18:12Z"
                 await until(lambda: len(older.shown) == 2 * len(NAMES))
+        # those that asked for it, too, and long before the idle ones time out
+        await until(lambda: all(connection.closed.is_set() for connection in gpu.connections), KEEP_ALIVE_TIMEOUT / 2)
 
 
 @pytest.mark.parametrize(
