@@ -254,6 +254,15 @@ async def test_a_slow_client_gets_all_of_it_once() -> None:
     client.unread = 0
     assert (await stream.next(sink.try_write)).frames == sent(b"f")
     assert writer.bytes_sent == before and len(fed.reads) == 2
+    # a chunk that ends within an event is translated once, though it was offered before
+    waiting = asyncio.ensure_future(stream.next(sink.try_write))
+    await asyncio.sleep(0)
+    client.unread, cut = WRITE_HIGH_WATER + 1, FIRST % b"h"
+    connection.data_received(framed(FIRST % b"g" + cut[:30]))
+    assert (await waiting).frames == sent(b"g")
+    client.unread = 0
+    connection.data_received(framed(cut[30:]))
+    assert (await stream.next(sink.try_write)).frames == sent(b"h")
     await stream.aclose()
     writer.close()
 
