@@ -138,10 +138,11 @@ async def test_a_key_that_refuses_lets_through_what_is_free(tmp_path: Path) -> N
 
 async def test_tokens_are_a_budget_too(tmp_path: Path) -> None:
     """Those of local targets count; at its end they alone serve, or with `refuse` nobody does."""
+    by_default: dict[str, str] = {}
     async with upstream(each(answers)) as cloud, upstream(each(answers)) as gpu:
-        for policy, expected in (("local", [200, 200]), ("refuse", [429, 429])):
+        for policy, expected in ((by_default, [200, 200]), ({"on_budget": "refuse"}, [429, 429])):
             config = settings({"cloud": openai(cloud.url), "box": openai(gpu.url, local=True)}, ["cloud/m", "box/m"])
-            config["auth"] = {"keys": [entry(budget={"day": "100 tokens"}, on_budget=policy)]}
+            config["auth"] = {"keys": [entry(budget={"day": "100 tokens"}, **policy)]}
             async with proxy(config, tmp_path) as p:
                 code, _, headers = await ask(p, max_tokens=50)
                 assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
