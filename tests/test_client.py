@@ -156,6 +156,21 @@ async def test_a_request_is_sent_twice_at_most_over_dead_connections() -> None:
     assert len(server.posts) == 2
 
 
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+async def test_what_has_begun_to_answer_is_not_asked_again(begins: bytes) -> None:
+    """Its connection was not dead: it has had the request, and another try is the next target's."""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None and not connection.upstream.go.is_set():
+            await connection.reply(completion())
+        await connection.send(begins)
+        connection.writer.close()
+
+    told, server = await posts(script, pooled=1)
+    assert isinstance(told, Disconnected)
+    assert len(server.posts) == 1
+
+
 STREAM_BODY = b'{"model":"m","messages":[],"stream":true}'
 STREAM = Call(Endpoint.CHAT, read_summary(STREAM_BODY, ("messages", list)), STREAM_BODY, "id-1")
 

@@ -298,6 +298,18 @@ def test_credential_comes_before_the_environment(loaded: Load, tmp_path: Path) -
     assert config.listen.host == "127.0.0.2"
 
 
+def test_what_is_no_credential_is_in_the_environment(loaded: Load, tmp_path: Path) -> None:
+    """As systemd's unit passes some of it by files and the rest by variables; what cannot be read is a mistake."""
+    text = f"providers: {{g: {{kind: google, api_key: '${{KEY}}'}}}}\n{ALIASES}"
+    for folder in (tmp_path, tmp_path / "proxy.yaml", tmp_path / "none"):
+        assert loaded(text, CREDENTIALS_DIRECTORY=str(folder), KEY="from-env").providers["g"].api_key == "from-env"
+    (tmp_path / "KEY").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        loaded(text, CREDENTIALS_DIRECTORY=str(tmp_path), KEY="from-env")
+    [mistake] = caught.value.mistakes
+    assert mistake.endswith("line 1: the credential KEY cannot be read")
+
+
 def test_a_socket_is_beside_its_file(loaded: Load, tmp_path: Path) -> None:
     """As every other file that is named, so that commands find it from wherever they are called."""
     assert loaded("listen: {unix: p.sock}\nproviders: {}\naliases: {}").listen.unix == str(tmp_path / "p.sock")
