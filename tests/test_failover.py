@@ -363,7 +363,7 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
 
 
 async def test_fallback_on_by_the_status_that_its_caller_would_get() -> None:
-    """400 is 400, also where a local server said 500 or 501, or its list did before the call; so is the server's own."""
+    """400 is 400, also where a local server said 500 or 501, or its list did before; and so is the server's own."""
     too_long = ErrorDetails("the prompt is longer than the context length", code="context_length_exceeded")
     errors: list[tuple[ProviderError, str]] = [
         (classify(500, {}, ErrorDetails("failed to parse grammar")), "500"),

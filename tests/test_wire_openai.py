@@ -468,6 +468,8 @@ def test_model_lists_of_the_crowd() -> None:
     assert [m.id for m in wire.listed(b'{"data":[{"id":"a","created":5},{"no":1}]}').models] == ["a"]
     assert [m.id for m in wire.listed(b'[{"id":"a"}]').models] == ["a"]
     assert wire.listed(b'{"data":null}') == ModelList()
+    sizes = b'{"data":[{"id":"a","meta":{"size":5}},{"id":"b","meta":{"size":"5"}},{"id":"c","meta":[5]},{"id":"d"}]}'
+    assert [m.size for m in wire.listed(sizes).models] == [5, 0, 0, 0]
     [row] = wire.listed(
         b'{"data":[{"id":"a","supported_parameters":["tools"],"architecture":{"input_modalities":["text"]}}]}'
     ).models
