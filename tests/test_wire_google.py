@@ -46,6 +46,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.api import Address
+from manallm_proxy.openai import sse
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
@@ -780,6 +781,20 @@ async def test_a_stream_of_something_else(gemini: Gemini, upstream: HttpProvider
     gemini.script = script
     _, last = await streamed(upstream, chat())
     assert isinstance(last.error, BadResponse)
+
+
+async def test_a_stream_of_one_endless_event(
+    gemini: Gemini, upstream: HttpProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held of an event is bounded."""
+    monkeypatch.setattr(sse, "FRAME_LIMIT", 1000)
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"data: " + b"x" * 1000, content_type="text/event-stream")
+
+    gemini.script = script
+    _, last = await streamed(upstream, chat())
+    assert isinstance(last.error, BadResponse) and last.error.detail == "endless event"
 
 
 async def test_a_stream_that_is_dropped(gemini: Gemini, upstream: HttpProvider) -> None:

@@ -312,6 +312,15 @@ def test_every_form_of_error_is_seen(form: str, late: bool) -> None:
     assert out == (start.replace(b'"org/m"', b'"p/org/m"'))
 
 
+def test_an_end_in_error_is_one_where_nothing_was_said() -> None:
+    """Behind words it is the client's to read: the answer has left."""
+    end = frame(chunk(None, finish="error"))
+    _, last, _ = play(frame(chunk("")), end, DONE)
+    assert isinstance(last.error, BadResponse) and last.error.detail == "finish_reason error"
+    out, last, _ = play(frame(chunk("a")), end, DONE)
+    assert last.done and b'"error"' in out
+
+
 def test_error_null_is_none() -> None:
     """Some servers send it in every chunk."""
     _, last, _ = play(frame(chunk("a", error=None)), frame(chunk(None, finish="stop", error=None)), DONE)
