@@ -310,6 +310,39 @@ async def test_identical_requests_in_flight_are_one(tmp_path: Path) -> None:
         assert not gate.app.gateway.generation.answers.flights
 
 
+async def test_a_shared_stream_is_heard_word_by_word(tmp_path: Path) -> None:
+    """By who began it and by who came later: each word when it is there, and once."""
+    path, body = DOORS["chat/completions"]
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk(role=True) + chunk("0"))
+        for word in "123":
+            await connection.upstream.go.wait()
+            connection.upstream.go.clear()
+            await connection.chunk(chunk(word))
+        await connection.chunk(chunk(finish="stop") + DONE)
+        await connection.end()
+
+    async with upstream(each(slow)) as server, proxy(kept(server.url), tmp_path) as gate:
+        payload = {"model": "mana/test", **body, "stream": True}
+        both = [await gate.client.post(gate.url + path, json=payload) for _ in range(2)]
+        heard = [b"", b""]
+        for word in "0123":
+            for n, response in enumerate(both):
+                while f'"{word}"'.encode() not in heard[n]:
+                    heard[n] += await response.content.readany()
+            server.go.set()
+        for n, response in enumerate(both):
+            heard[n] += await everything(response)
+            rows = [json.loads(line[6:]) for line in heard[n].splitlines() if line.startswith(b"data: {")]
+            said = [row["choices"][0]["delta"].get("content") or "" for row in rows if row["choices"]]
+            assert ("".join(said), heard[n].endswith(DONE)) == ("0123", True)
+        whole, cache, _ = await ask(gate, path, body, stream=False)
+        assert (json.loads(whole)["choices"][0]["message"]["content"], cache) == ("0123", "hit")
+        assert len(server.posts) == 1
+
+
 async def test_the_last_who_leaves_ends_it(tmp_path: Path) -> None:
     """Upstream too, and whoever comes then asks anew."""
     path, body = DOORS["chat/completions"]
