@@ -197,6 +197,15 @@ async def test_it_ends_at_once_on_a_drain(tmp_path: Path) -> None:
         await asyncio.wait_for(live.ended.wait(), 0.4)
 
 
+async def test_on_a_drain_it_begins_for_nobody(tmp_path: Path) -> None:
+    """A page comes back at once when its feed has ended, over a connection that is still open."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        p.app.gateway.serving.draining = True
+        async with p.client.get(f"{p.url}/v1/events") as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (503, "shutting_down")
+            assert response.headers["Retry-After"] == "1"
+
+
 async def test_it_has_so_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more is told when to come again, and has a place once another has left."""
     monkeypatch.setattr(operators, "READERS_LIMIT", 1)
