@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import ssl
+import zlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +34,7 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.cases import every
-from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
+from tests.upstreams import DONE, Connection, Script, Seen, Upstream, chunk, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
 KEY: Any = SimpleNamespace(ssl=None, host="gpu", port=1, is_ssl=False)
@@ -287,4 +290,41 @@ async def test_a_body_that_is_not_encoded_is_read_as_it_is(what: str, framing: s
             answered = await gpu.complete(CALL, ENTRY)
             assert b"Hello" in (answered.body or b"")
         assert len(server.connections) == 1
+        await gpu.close()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:]),
+    "deflate": zlib.compress,
+}
+
+
+@pytest.mark.parametrize("encoding", PACKED)
+async def test_a_body_that_is_compressed_is_inflated(encoding: str) -> None:
+    """Though nobody has asked for that: of both kinds of answers. Half of one is the provider's failure."""
+    whole = json.dumps(completion()).encode()
+    events = chunk("Hello") + chunk(finish="stop") + DONE
+    half = False
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        body = PACKED[encoding](events if seen.json.get("stream") else whole)
+        body = body[: len(body) // 2] if half else body
+        await connection.reply(body, extra=f"Content-Encoding: {encoding}\r\n")
+
+    async with upstream(each(answer)) as server:
+        gpu = HttpProvider(Address("gpu", server.url), OpenAIWire())
+        for _ in range(2):
+            assert b"Hello" in ((await gpu.complete(CALL, ENTRY)).body or b"")
+            stream = await gpu.stream(STREAM, ENTRY)
+            got = b""
+            while not (batch := await stream.next()).done:
+                assert batch.error is None
+                got += batch.frames
+            assert b"Hello" in got + batch.frames
+            await stream.aclose()
+        assert len(server.connections) == 1
+        half = True
+        with pytest.raises(BadResponse):
+            await gpu.complete(CALL, ENTRY)
         await gpu.close()
