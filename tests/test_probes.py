@@ -225,11 +225,17 @@ async def silent(connection: Connection) -> None:
     await connection.gone()
 
 
+async def failing_at_length(connection: Connection) -> None:
+    await connection.send(b"HTTP/1.1 502 No\r\nContent-Length: 99\r\n\r\n{")
+    await connection.gone()
+
+
 @pytest.mark.parametrize(
     ("get", "kind"),
     [
         (silent, ConnectTimeout),
         (replies(b"", "502 No"), ServerFailed),
+        (failing_at_length, ServerFailed),
         (replies(recorded("refusal-llama-loading-503").body, "503 No"), ServerBusy),
     ],
 )

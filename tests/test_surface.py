@@ -274,6 +274,23 @@ async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
 
 
 @pytest.mark.built_in
+async def test_a_bug_in_a_list_is_a_500(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the shape of all errors, with nothing of it for the client and all of it in the log."""
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("CANARY")
+
+    monkeypatch.setattr("manallm_proxy.gateway.gateway.alias_list", broken)
+    async with proxy(LOOPBACK, tmp_path) as p:
+        code, body = await p.get("/v1/aliases")
+        assert (code, body["error"]["code"]) == (500, "internal_error")
+        assert "CANARY" not in json.dumps(body)
+        [row] = [json.loads(line) for line in p.log.getvalue().splitlines() if '"event":"internal error"' in line]
+        assert (row["exception"], row["where"]) == ("builtins.ZeroDivisionError", "GET request")
+        assert (await p.get("/v1/models"))[0] == 200
+
+
+@pytest.mark.built_in
 async def test_a_body_whose_chunks_break_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the break comes in a later packet: aiohttp's parser then has its error as the next message, and leaves
     the body as it is. So nobody waits until the body counts as stalled."""

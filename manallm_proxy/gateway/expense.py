@@ -104,13 +104,11 @@ class Expense:
                     return self._skip(account.name, limit)
         return None
 
-    def gate(self, entry: Entry) -> Skip | None:
-        """As `refusal`; if there is none, reserves what the attempt may cost until it has ended."""
-        if (skip := self.refusal(entry)) is not None:
-            return skip
+    def admit(self, entry: Entry) -> None:
+        """Reserves what an attempt that `refusal` lets pass may cost, until it has ended; where a server counts for all,
+        that is done before the call (5)."""
         if not self.generation.limits.spend.is_on:
             self._reserve_here(entry)
-        return None
 
     def _over(self, account: Account, entry: Entry) -> Limit | None:
         limits, shared = self._limits(account, entry), self.generation.limits.spend
