@@ -362,6 +362,19 @@ def test_a_refusal_is_an_answer_too() -> None:
     assert health.provider.failures == 0
 
 
+def test_no_rest_is_shortened_by_another_workers() -> None:
+    """The same account was told two times by its provider: the later one counts, whoever heard it."""
+    health = Health()
+    fail(health, RateLimited("x", retry_after=100.0), 0.0)
+    for now, seconds in ((1.0, 5.0), (2.0, 200.0)):
+        other = Health()
+        fail(other, RateLimited("x", retry_after=seconds), now)
+        update = other.pending_update("m", now)
+        assert update is not None and health.merge_update("m", update)
+        assert refused(health, 50.0) == "cooling"
+    assert (refused(health, 150.0), refused(health, 202.0)) == ("cooling", None)
+
+
 def test_a_probe_that_could_not_be_sent_shows_nothing() -> None:
     """This process has no descriptors left: nobody was asked, so nobody is down, and nobody has answered either."""
     health = Health()

@@ -105,7 +105,7 @@ class Expense:
         return None
 
     def admit(self, entry: Entry) -> None:
-        """Reserves what an attempt that `refusal` lets pass may cost, until it has ended; where a server counts for all,
+        """Reserves what an attempt that `refusal` lets pass may cost, until it has ended; if a server counts for all,
         that is done before the call (5)."""
         if not self.generation.limits.spend.is_on:
             self._reserve_here(entry)
