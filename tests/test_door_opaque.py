@@ -240,7 +240,12 @@ async def test_a_stream_that_breaks(kind: str, tmp_path: Path) -> None:
             assert json.loads(rest.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
 
 
+async def no_sound(connection: Connection, seen: Seen) -> None:
+    await connection.reply(b"", content_type="audio/mpeg")
+
+
 FAULTS: dict[str, Any] = {
+    "no sound": no_sound,
     "status": status("502 Bad Gateway"),
     "page": status("200 OK", b"<!DOCTYPE html>"),
     "junk": status("200 OK", b"{"),
