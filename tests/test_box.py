@@ -201,6 +201,18 @@ async def test_warm_models_are_loaded_from_the_start(tmp_path: Path) -> None:
         await until(lambda: gpu.begun == ["m", "m"])
 
 
+async def test_a_warm_model_is_shown_though_no_chain_names_it(tmp_path: Path) -> None:
+    """Whoever wants it loaded sees whether it is, also while it is not."""
+    async with house(tmp_path, warm=["gpu/kept"]) as (p, gpu, _):
+        await until(lambda: "kept" in gpu.loaded)
+        gpu.slow.add("kept")
+        for loaded in (True, False):
+            await p.app.generation.local.boxes.refresh(1.0)
+            targets = (await health_of(p))["targets"]
+            assert {name: row["loaded"] for name, row in targets.items()} == {"m": False, "kept": loaded}
+            gpu.loaded.clear()
+
+
 @pytest.mark.parametrize("lie", [b"<html>", b'{"models": 3}', b'{"error": "x"}', b'{"models":[{"name":1}]}'])
 async def test_a_server_that_does_not_tell_is_treated_as_any_other(lie: bytes, tmp_path: Path) -> None:
     """Asked a few times, named once, and no request is slower for it."""
