@@ -266,11 +266,14 @@ async def test_the_body_has_a_limit(tmp_path: Path) -> None:
 
 @pytest.mark.built_in
 async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
-    """One byte of ten, then silence."""
+    """One byte of ten, then silence; and one of which nothing came is not called slow."""
     async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.1}}, tmp_path) as p:
-        answer = await raw(p, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b'"body_timeout"' in answer
+        for begun in (b"{", b""):
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+            answer = await raw(p, head + begun)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b'"body_timeout"' in answer
+        assert b"stalled" in answer
 
 
 @pytest.mark.built_in

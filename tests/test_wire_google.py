@@ -603,10 +603,15 @@ async def test_an_answer_to_be_continued(gemini: Gemini, upstream: HttpProvider)
 
 
 async def test_thinking_that_used_up_the_budget(gemini: Gemini, upstream: HttpProvider) -> None:
-    """No content at all with MAX_TOKENS is an answer that was too long, not a broken one."""
-    gemini.has_content({"candidates": [{"finishReason": "MAX_TOKENS"}]})
-    (choice,) = (await answered(upstream, chat()))["choices"]
-    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+    """No content at all with MAX_TOKENS is an answer that was too long, not a broken one; nor is content of no parts."""
+    for candidate in ({}, {"content": {"role": "model"}}, {"content": {"role": "model", "parts": []}}):
+        body = {"candidates": [{**candidate, "finishReason": "MAX_TOKENS"}]}
+        gemini.has_content(body)
+        (choice,) = (await answered(upstream, chat()))["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+        gemini.streams(body)
+        _, last = await streamed(upstream, chat())
+        assert last.done and last.error is None
 
 
 @pytest.mark.parametrize(
