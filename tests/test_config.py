@@ -310,6 +310,16 @@ def test_a_socket_is_beside_its_file(loaded: Load, tmp_path: Path) -> None:
     assert loaded("listen: {unix: p.sock}\nproviders: {}\naliases: {}").listen.unix == str(tmp_path / "p.sock")
 
 
+def test_a_sockets_path_has_a_length(mistakes: Told) -> None:
+    """In bytes, and in all: a shorter name in a folder far down is too long as well, and nobody could listen there."""
+    text = "listen: {{unix: '/{}'}}\nproviders: {{}}\naliases: {{}}"
+    for name, fits in (("a" * 106, True), ("a" * 107, False), ("é" * 53, True), ("é" * 54, False)):
+        found = [mistake for mistake in mistakes(text.format(name)) if mistake.startswith("listen.unix")]
+        assert [mistake.partition(" (")[0] for mistake in found] == (
+            [] if fits else ["listen.unix: expected at most 107 bytes: the kernel takes no longer path for a socket"]
+        )
+
+
 def test_key_file_is_read_at_each_load(loaded: Load, tmp_path: Path) -> None:
     """A rotated key is there after a reload."""
     text = "providers: {g: {kind: google, api_key_file: g.key}}\naliases: {}"

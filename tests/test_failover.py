@@ -399,6 +399,24 @@ async def test_what_is_retryable_anyway_was_not_widened() -> None:
     assert [e.widened for e in story.kinds(FellBack) if isinstance(e, FellBack)] == [False]
 
 
+async def test_whom_a_gate_skips_was_not_tried() -> None:
+    """Its place is free again, and so is that of a trial: the next request may have it."""
+    full, ill = Health(max_concurrent=1), Health()
+    for _ in range(2):
+        ill.probed(ConnectFailed("x"), -100.0)
+    story = Story(["no", "no", "hello"], {"p0": full, "p1": ill})
+
+    def gate(entry: Entry, is_last: object) -> Skip | None:
+        return Skip("too_long") if entry.target.provider != "p2" else None
+
+    for _ in range(3):
+        walk = Walk(Chain("mana/test", story.entries), story.registry, "id-1", gate)
+        served = await walk.run(story.attempt, "mana/test")
+        served.served()
+        assert [(line.model, line.reason) for line in walk.log] == [("p0/m", "too_long"), ("p1/m", "too_long")]
+    assert (story.asked, full.in_flight, ill.in_flight) == (["p2"] * 3, 0, 0)
+
+
 async def test_the_way_is_told_in_order() -> None:
     """A failure when it happens, a fallback when the next target is tried: from each that was passed since."""
     healths = {"p1": Health(configured=False)}

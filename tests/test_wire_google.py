@@ -603,7 +603,7 @@ async def test_an_answer_to_be_continued(gemini: Gemini, upstream: HttpProvider)
 
 
 async def test_thinking_that_used_up_the_budget(gemini: Gemini, upstream: HttpProvider) -> None:
-    """No content at all with MAX_TOKENS is an answer that was too long, not a broken one; nor is content of no parts."""
+    """No content with MAX_TOKENS is an answer that was too long, not a broken one; nor is content without parts."""
     for candidate in ({}, {"content": {"role": "model"}}, {"content": {"role": "model", "parts": []}}):
         body = {"candidates": [{**candidate, "finishReason": "MAX_TOKENS"}]}
         gemini.has_content(body)
