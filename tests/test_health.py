@@ -362,6 +362,23 @@ def test_a_refusal_is_an_answer_too() -> None:
     assert health.provider.failures == 0
 
 
+def test_a_trial_that_has_begun_to_answer_is_news() -> None:
+    """For the log and for other workers: a long stream's end may be an hour away."""
+    told: list[Event] = []
+    sent: list[tuple[str, str | None, SharedState]] = []
+    health, now = Health(), 0.0
+    registry = HealthRegistry({"gpu": health}, lambda: now, told.append, lambda *each: sent.append(each))
+    for _ in range(2):
+        registry.probed("gpu", REFUSED)
+    now = 61.0
+    permit = registry.admit(Target("gpu", "m"))
+    assert isinstance(permit, Permit)
+    del told[:], sent[:]
+    registry.began(Target("gpu", "m"), permit)
+    assert [(each.was, each.now) for each in told if isinstance(each, HealthChanged)] == [("unhealthy", "healthy")]
+    assert [(name, model, state.open_until) for name, model, state in sent] == [("gpu", None, None)]
+
+
 def test_no_rest_is_shortened_by_another_workers() -> None:
     """The same account was told two times by its provider: the later one counts, whoever heard it."""
     health = Health()
