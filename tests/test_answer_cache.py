@@ -343,6 +343,35 @@ async def test_a_shared_stream_is_heard_word_by_word(tmp_path: Path) -> None:
         assert len(server.posts) == 1
 
 
+async def test_a_shared_stream_that_breaks_breaks_for_all_who_hear_it(tmp_path: Path) -> None:
+    """With an error event and a cut connection, and in the log of each; nothing of it is kept."""
+    path, body = DOORS["chat/completions"]
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        await connection.upstream.go.wait()
+        connection.reset()
+
+    async with upstream(each(breaks)) as server, proxy(kept(server.url), tmp_path) as gate:
+        payload = {"model": "mana/test", **body, "stream": True}
+        both = [await gate.client.post(gate.url + path, json=payload) for _ in range(2)]
+        for response in both:
+            assert b"one" in await response.content.readany()
+        rests = [asyncio.ensure_future(everything(response)) for response in both]
+        await asyncio.sleep(0)  # aiohttp forgets what came before a connection's end, unless somebody waits for it
+        server.go.set()
+        for response, rest in zip(both, await asyncio.gather(*rests), strict=True):
+            assert json.loads(rest.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
+            assert isinstance(response.content.exception(), aiohttp.ClientPayloadError)
+            response.close()
+        rows = [json.loads(line) for line in gate.log.getvalue().splitlines() if '"event":"request"' in line]
+        assert [(row["outcome"], row["error"]) for row in rows] == [("broken", "disconnected")] * 2
+        again = await gate.client.post(gate.url + path, json=payload)
+        assert (again.headers["X-Mana-LLM-Cache"], len(server.posts)) == ("miss", 2)
+        again.close()
+
+
 async def test_the_last_who_leaves_ends_it(tmp_path: Path) -> None:
     """Upstream too, and whoever comes then asks anew."""
     path, body = DOORS["chat/completions"]
