@@ -29,6 +29,7 @@ class Names:
     """What the resolver answers for names below ``.test``: an address, nothing, or never."""
 
     known: set[str] = field(factory=set)
+    address: str = "127.0.0.1"
     hanging: set[str] = field(factory=set)
     go: threading.Event = field(factory=threading.Event)
     asked: list[str] = field(factory=list)
@@ -42,7 +43,7 @@ class Names:
             self.go.wait(LONGEST)
         if name not in self.known:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return REAL("127.0.0.1", *arguments, **options)
+        return REAL(self.address, *arguments, **options)
 
 
 REAL = socket.getaddrinfo
@@ -71,6 +72,19 @@ async def test_a_name_that_fails_and_recovers(tmp_path: Path, names: Names, kind
             async with asyncio.timeout(5):
                 while (await ask(p, "chat")).resolved != "bad/m":
                     await asyncio.sleep(0.05)
+
+
+@pytest.mark.built_in  # aiohttp's client, which only forward proxies need, keeps it for ten seconds
+async def test_a_name_that_moves_is_looked_up_again(tmp_path: Path, names: Names) -> None:
+    """Once nobody is at the address that was known: the next request goes to the new one."""
+    names.known.add("gpu.test")
+    names.address = "127.0.0.2"
+    async with upstream(each(answers)) as gpu:
+        config = settings({"gpu": openai(f"http://gpu.test:{gpu.port}")}, health={"failure_threshold": 9})
+        async with proxy(config, tmp_path) as p:
+            assert (await ask(p, "chat")).status == 503
+            names.address = "127.0.0.1"
+            assert (await ask(p, "chat")).status == 200
 
 
 async def test_a_resolver_that_hangs_costs_connect(tmp_path: Path, names: Names) -> None:
