@@ -151,6 +151,21 @@ async def test_tokens_are_a_budget_too(tmp_path: Path) -> None:
                 assert [(await ask(p, max_tokens=90, model=m))[0] for m in ("mana/test", "box/m")] == expected
 
 
+async def test_what_asks_no_model_is_free(tmp_path: Path) -> None:
+    """Ollama's clients load a model by a prompt without words: also with a key that may not spend a token any more."""
+    async with upstream(each(answers)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        for limit in ({"tokens_per_minute": 1}, {"budget": {"day": "1 tokens"}, "on_budget": "refuse"}):
+            config["auth"] = {"keys": [entry(**limit)]}
+            async with proxy(config, tmp_path) as p:
+                assert (await ask(p))[0] == 429
+                headers = {"Authorization": f"Bearer {SECRET}"}
+                for path, body in (("/api/generate", {"prompt": ""}), ("/api/chat", {"messages": []})):
+                    code, told, _ = await p.post(path, {"model": "mana/test", "stream": False, **body}, headers=headers)
+                    assert (code, told["done_reason"]) == (200, "load")
+        assert cloud.posts == []
+
+
 async def test_many_at_once_spend_no_more_than_one_after_the_other(tmp_path: Path) -> None:
     """What a request may cost is reserved before its call: `max_tokens`, and an estimate of its prompt."""
     async with upstream(each(endless)) as cloud:
