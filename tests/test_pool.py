@@ -541,6 +541,14 @@ async def test_a_pool_that_was_given_back_gives_nothing_out() -> None:
         with pytest.raises(Disconnected):
             await pool.request("GET", "x", request_id=None, connect=1)
         assert pool._open == set()
+        pool = Pool(Address("gpu", server.url))
+        until = asyncio.get_running_loop().time() + 5
+        asking = asyncio.ensure_future(pool.request("GET", "x", request_id=None, connect=1, until=until))
+        await asyncio.sleep(0)
+        await pool.close()
+        with pytest.raises(Disconnected):
+            await asking
+        assert pool._open == set() and len(server.seen) == 1
 
 
 def test_no_header_can_begin_a_line() -> None:
