@@ -455,8 +455,14 @@ async def test_connections_are_used_again_and_not_for_ever(monkeypatch: pytest.M
         assert len(server.connections) == 2
         for connection in server.connections:
             await asyncio.wait_for(connection.closed.wait(), 3)
+        busy = await pool.request("POST", "x", request_id="id-1", body=b"{}", connect=1)
         assert await get(pool, b"{}") == b"hi"
-        assert len(server.connections) == 3
+        assert len(server.connections) == 4
+        await asyncio.sleep(0.05)  # so that they have been idle for different times
+        assert await body_of(busy) == b"hi"
+        busy.release()
+        for connection in server.connections:
+            await asyncio.wait_for(connection.closed.wait(), 3)
         assert {s.path for s in server.seen} == {"/base/x"}
 
 
