@@ -186,6 +186,7 @@ async def test_what_cache_control_asks(tmp_path: Path) -> None:
         assert await told("no-cache") == ("miss", 4)
         assert await told("max-age=0") == ("miss", 5)
         assert await told("max-age=soon, public") == ("hit", 5)
+        assert await told("max-stale=0, min-fresh=0, s-maxage=0") == ("hit", 5), "which say nothing of its age"
         latest = await ask(gate, path, body, stream=False)
         assert (json.loads(latest[0])["id"], latest[1]) == ("chatcmpl-5", "hit")
 
