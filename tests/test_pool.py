@@ -305,6 +305,28 @@ async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
     waiting.cancel()
 
 
+async def test_a_deadline_and_an_end_in_one_turn() -> None:
+    """The second one finds that the reader has been told, whichever it is."""
+    now = asyncio.get_running_loop().time()
+    for late in (True, False):
+        connection, response, _, _ = asked()
+        waiting = asyncio.ensure_future(response.head(now))
+        await asyncio.sleep(0)
+        if late:
+            assert connection.expire(now) is None
+        connection.connection_lost(None)
+        assert connection.expire(now) is None
+        with pytest.raises(TimeoutError if late else Disconnected):
+            await waiting
+    connection, response, _, _ = asked()
+    waiting = asyncio.ensure_future(response.head(now))
+    await asyncio.sleep(0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert response.expire(now) is None
+    await waiting
+    assert response.status == 200
+
+
 async def test_chunks_are_pushed_to_a_callback_that_takes_them() -> None:
     """In the callback in which they arrive; one that is not taken, and the end, wake the reader; none comes twice."""
     connection, response, _, _ = asked()
