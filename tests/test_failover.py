@@ -27,6 +27,7 @@ from manallm_proxy.contract.provider_errors import (
     MissingModel,
     PaymentRequired,
     ProviderError,
+    QueueTimeout,
     ReadTimeout,
     RequestRejected,
     Unsupported,
@@ -397,6 +398,24 @@ async def test_what_is_retryable_anyway_was_not_widened() -> None:
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"429"})), story.entries[1])
     await story.run()
     assert [e.widened for e in story.kinds(FellBack) if isinstance(e, FellBack)] == [False]
+
+
+async def test_where_a_request_has_waited_it_waits_again_if_nobody_else_answers() -> None:
+    """Its turn may be near by now; the server was only busy, and is blamed for nothing."""
+    story = Story(["hello", ConnectFailed("x", detail="refused")])
+    asked: list[str] = []
+
+    async def ask(entry: Entry) -> str:
+        asked.append(entry.target.provider)
+        if asked == ["p0"]:
+            raise QueueTimeout("busy", detail="waited 1 s")
+        return await story.attempt(entry)
+
+    walk = Walk(Chain("mana/test", story.entries), story.registry, "id-1", may_serve=lambda entry: True)
+    served = await walk.run(ask, "mana/test")
+    served.served()
+    assert (served.value, asked) == ("hello", ["p0", "p1", "p0"])
+    assert (story.healths["p0"].in_flight, story.healths["p0"].targets) == (0, {})
 
 
 async def test_whom_a_gate_skips_was_not_tried() -> None:
