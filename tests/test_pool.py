@@ -305,6 +305,19 @@ async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
     waiting.cancel()
 
 
+async def test_what_nobody_wants_any_more_is_read_to_its_end() -> None:
+    """Though reading had stopped for it: else its connection could not be used again."""
+    connection, response, wire, _ = asked()
+    size = 2 * READ_HIGH_WATER
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+    connection.data_received(b"x" * (size - 1))
+    assert not wire.reading
+    response.release()
+    assert wire.reading
+    connection.data_received(b"x")
+    assert connection._response is None and connection.open
+
+
 async def test_a_deadline_and_an_end_in_one_turn() -> None:
     """The second one finds that the reader has been told, whichever it is."""
     now = asyncio.get_running_loop().time()
