@@ -340,6 +340,20 @@ async def test_a_deadline_and_an_end_in_one_turn() -> None:
     assert response.status == 200
 
 
+async def test_a_silence_begins_with_the_latest_chunk() -> None:
+    """Also with one that was pushed, of which the reader knows nothing: a stream may last as long as it likes."""
+    connection, response, _, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    waiting = asyncio.ensure_future(response.read(lambda chunk: True, idle=10))
+    await asyncio.sleep(0)
+    begun = asyncio.get_running_loop().time()
+    response.push(b"x", begun + 9)
+    assert response.expire(begun + 11) == begun + 19
+    assert response.expire(begun + 19) is None
+    with pytest.raises(TimeoutError):
+        await waiting
+
+
 async def test_chunks_are_pushed_to_a_callback_that_takes_them() -> None:
     """In the callback in which they arrive; one that is not taken, and the end, wake the reader; none comes twice."""
     connection, response, _, _ = asked()
