@@ -322,7 +322,8 @@ async def test_a_shared_stream_is_heard_word_by_word(tmp_path: Path) -> None:
             await connection.upstream.go.wait()
             connection.upstream.go.clear()
             await connection.chunk(chunk(word))
-        await connection.chunk(chunk(finish="stop") + DONE)
+        usage = b'data: {"choices":[],"usage":%b}\n\n' % json.dumps(USAGE).encode()
+        await connection.chunk(chunk(finish="stop") + usage + DONE)
         await connection.end()
 
     async with upstream(each(slow)) as server, proxy(kept(server.url), tmp_path) as gate:
@@ -342,6 +343,9 @@ async def test_a_shared_stream_is_heard_word_by_word(tmp_path: Path) -> None:
         whole, cache, _ = await ask(gate, path, body, stream=False)
         assert (json.loads(whole)["choices"][0]["message"]["content"], cache) == ("0123", "hit")
         assert len(server.posts) == 1
+        text = await (await gate.client.get(gate.url + "/metrics")).text()
+        saved = value(text, "mana_llm_cache_saved_tokens_total", alias="mana/test", type="prompt")
+        assert saved == 2 * USAGE["prompt_tokens"], "of who came later, and of the kept one"
 
 
 async def test_a_shared_stream_that_breaks_breaks_for_all_who_hear_it(tmp_path: Path) -> None:

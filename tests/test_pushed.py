@@ -267,6 +267,16 @@ async def test_a_slow_client_gets_all_of_it_once() -> None:
     writer.close()
 
 
+def test_what_only_looks_like_the_pattern_is_not_relayed_as_it() -> None:
+    """A chunk of another choice, or one that ends it, may be as long, with words at the same place."""
+    relay = EventRelay(CALL, Target("gpu", "m"))
+    for word in (b"a", b"b", b"c"):
+        relay.feed(FIRST % word)
+    assert relay.relayed(FIRST % b"d") == sent(b"d")
+    for other in (FIRST.replace(b'"index":0', b'"index":1'), FIRST.replace(b"null", b'"ok"')):
+        assert relay.relayed(other % b"d") == b""
+
+
 async def test_what_is_long_is_written_part_by_part_to_a_client_that_reads() -> None:
     """Whoever is next would wait for the copy of all of it."""
     connection, response, _ = asked(asyncio.get_running_loop())
