@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
+    Disconnected,
     FirstByteTimeout,
     KeyRejected,
     MissingModel,
@@ -269,6 +270,18 @@ def test_a_probe_that_is_late_shows_nothing_while_an_answer_of_ours_arrives() ->
     health.probed(LATE, 130.0, 127.0)
     health.probed(LATE, 160.0, 157.0)
     assert health.status(160.0) == "unhealthy"
+
+
+def test_a_probe_that_is_late_shows_nothing_if_an_answer_has_begun_since() -> None:
+    """Though it broke: the server was there, and at work."""
+    health = Health()
+    stream = permit(health, 0.0)
+    stream.began(1.0)
+    stream.failed(Disconnected("x"), 2.0)
+    health.probed(LATE, 3.5, 0.5)
+    assert health.provider.reach_failures == 0
+    health.probed(LATE, 4.5, 1.5)
+    assert health.provider.reach_failures == 1
 
 
 def silence(health: Health, *times: float, error: ProviderError | None = None) -> None:
