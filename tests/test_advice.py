@@ -19,6 +19,7 @@ from tests.upstreams import Connection, Seen, each, upstream
 
 BOX = ProviderConfig("box", "ollama", "http://box:11434")
 CLOUD = ProviderConfig("cloud", "openai", "https://cloud.test/v1")
+GOOGLE = ProviderConfig("google", "google", None)
 BEHIND = evolve(CLOUD, proxy="http://me:CANARY@proxy.test:3128")
 
 
@@ -46,6 +47,7 @@ BEHIND = evolve(CLOUD, proxy="http://me:CANARY@proxy.test:3128")
             "the TLS certificate of https://cloud.test/v1 is not trusted (certificate has expired): "
             "renew it, or have this machine trust its authority",
         ),
+        (GOOGLE, "dns", "it cannot be reached (dns)"),
         (
             BEHIND,
             "refused",

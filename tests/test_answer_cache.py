@@ -186,6 +186,7 @@ async def test_what_cache_control_asks(tmp_path: Path) -> None:
         assert await told("no-cache") == ("miss", 4)
         assert await told("max-age=0") == ("miss", 5)
         assert await told("max-age=soon, public") == ("hit", 5)
+        assert await told("max-stale=0, min-fresh=0, s-maxage=0") == ("hit", 5), "which say nothing of its age"
         latest = await ask(gate, path, body, stream=False)
         assert (json.loads(latest[0])["id"], latest[1]) == ("chatcmpl-5", "hit")
 
@@ -308,6 +309,72 @@ async def test_identical_requests_in_flight_are_one(tmp_path: Path) -> None:
         assert len(server.posts) == 1
         assert (await ask(gate, path, body, stream=True))[1] == "hit"
         assert not gate.app.gateway.generation.answers.flights
+
+
+async def test_a_shared_stream_is_heard_word_by_word(tmp_path: Path) -> None:
+    """By who began it and by who came later: each word when it is there, and once."""
+    path, body = DOORS["chat/completions"]
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk(role=True) + chunk("0"))
+        for word in "123":
+            await connection.upstream.go.wait()
+            connection.upstream.go.clear()
+            await connection.chunk(chunk(word))
+        usage = b'data: {"choices":[],"usage":%b}\n\n' % json.dumps(USAGE).encode()
+        await connection.chunk(chunk(finish="stop") + usage + DONE)
+        await connection.end()
+
+    async with upstream(each(slow)) as server, proxy(kept(server.url), tmp_path) as gate:
+        payload = {"model": "mana/test", **body, "stream": True}
+        both = [await gate.client.post(gate.url + path, json=payload) for _ in range(2)]
+        heard = [b"", b""]
+        for word in "0123":
+            for n, response in enumerate(both):
+                while f'"{word}"'.encode() not in heard[n]:
+                    heard[n] += await response.content.readany()
+            server.go.set()
+        for n, response in enumerate(both):
+            heard[n] += await everything(response)
+            rows = [json.loads(line[6:]) for line in heard[n].splitlines() if line.startswith(b"data: {")]
+            said = [row["choices"][0]["delta"].get("content") or "" for row in rows if row["choices"]]
+            assert ("".join(said), heard[n].endswith(DONE)) == ("0123", True)
+        whole, cache, _ = await ask(gate, path, body, stream=False)
+        assert (json.loads(whole)["choices"][0]["message"]["content"], cache) == ("0123", "hit")
+        assert len(server.posts) == 1
+        text = await (await gate.client.get(gate.url + "/metrics")).text()
+        saved = value(text, "mana_llm_cache_saved_tokens_total", alias="mana/test", type="prompt")
+        assert saved == 2 * USAGE["prompt_tokens"], "of who came later, and of the kept one"
+
+
+async def test_a_shared_stream_that_breaks_breaks_for_all_who_hear_it(tmp_path: Path) -> None:
+    """With an error event and a cut connection, and in the log of each; nothing of it is kept."""
+    path, body = DOORS["chat/completions"]
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        await connection.upstream.go.wait()
+        connection.reset()
+
+    async with upstream(each(breaks)) as server, proxy(kept(server.url), tmp_path) as gate:
+        payload = {"model": "mana/test", **body, "stream": True}
+        both = [await gate.client.post(gate.url + path, json=payload) for _ in range(2)]
+        for response in both:
+            assert b"one" in await response.content.readany()
+        rests = [asyncio.ensure_future(everything(response)) for response in both]
+        await asyncio.sleep(0)  # aiohttp forgets what came before a connection's end, unless somebody waits for it
+        server.go.set()
+        for response, rest in zip(both, await asyncio.gather(*rests), strict=True):
+            assert json.loads(rest.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
+            assert isinstance(response.content.exception(), aiohttp.ClientPayloadError)
+            response.close()
+        rows = [json.loads(line) for line in gate.log.getvalue().splitlines() if '"event":"request"' in line]
+        assert [(row["outcome"], row["error"]) for row in rows] == [("broken", "disconnected")] * 2
+        again = await gate.client.post(gate.url + path, json=payload)
+        assert (again.headers["X-Mana-LLM-Cache"], len(server.posts)) == ("miss", 2)
+        again.close()
 
 
 async def test_the_last_who_leaves_ends_it(tmp_path: Path) -> None:

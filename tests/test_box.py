@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.routing import boxes
 from tests.ollama_box import GIB, Box, box
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Upstream, answers, each, upstream
@@ -199,6 +200,45 @@ async def test_warm_models_are_loaded_from_the_start(tmp_path: Path) -> None:
         gpu.loaded.clear()
         await p.app.generation.local.boxes.refresh(1.0)
         await until(lambda: gpu.begun == ["m", "m"])
+
+
+async def test_a_warm_model_is_shown_though_no_chain_names_it(tmp_path: Path) -> None:
+    """Whoever wants it loaded sees whether it is, also while it is not."""
+    async with house(tmp_path, warm=["gpu/kept"]) as (p, gpu, _):
+        await until(lambda: "kept" in gpu.loaded)
+        gpu.slow.add("kept")
+        for loaded in (True, False):
+            await p.app.generation.local.boxes.refresh(1.0)
+            targets = (await health_of(p))["targets"]
+            assert {name: row["loaded"] for name, row in targets.items()} == {"m": False, "kept": loaded}
+            gpu.loaded.clear()
+
+
+async def test_a_bug_in_one_poll_is_not_the_last_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported; what the box has loaded is asked for again."""
+    monkeypatch.setattr(boxes, "POLL_BUSY", 0.01)
+    polls: list[Any] = []
+    refresh = boxes.Box.refresh
+
+    async def broken_once(own: boxes.Box) -> None:
+        polls.append(own)
+        if len(polls) == 1:
+            raise ZeroDivisionError
+        await refresh(own)
+
+    async with house(tmp_path) as (p, _gpu, _):
+        monkeypatch.setattr(boxes.Box, "refresh", broken_once)
+        own = p.app.generation.local.boxes.boxes["gpu"]
+        own.wake()
+        await until(lambda: "internal error" in p.log.getvalue())
+
+        def asks_again() -> bool:
+            own.wake()  # which it may not hear while it pauses
+            return len(polls) > 1
+
+        await until(asks_again)
+        rows = [json.loads(line) for line in p.log.getvalue().splitlines() if '"event":"internal error"' in line]
+        assert [row["where"] for row in rows] == ["models of gpu"]
 
 
 @pytest.mark.parametrize("lie", [b"<html>", b'{"models": 3}', b'{"error": "x"}', b'{"models":[{"name":1}]}'])

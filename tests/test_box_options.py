@@ -12,7 +12,7 @@ from tests.ollama_box import box
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, status, upstream
 
-GREEDY: dict[str, Any] = {"options": {"num_gpu": 0, "num_ctx": 512, "top_k": 3}, "keep_alive": 0}
+GREEDY: dict[str, Any] = {"options": {"num_gpu": 0, "num_ctx": 512, "top_k": 3, "seed": None}, "keep_alive": 0}
 OVERFLOW = {"error": {"code": 400, "message": "request (5000 tokens) exceeds the available context size (4096 tokens)"}}
 
 

@@ -138,16 +138,32 @@ async def test_a_key_that_refuses_lets_through_what_is_free(tmp_path: Path) -> N
 
 async def test_tokens_are_a_budget_too(tmp_path: Path) -> None:
     """Those of local targets count; at its end they alone serve, or with `refuse` nobody does."""
+    by_default: dict[str, str] = {}
     async with upstream(each(answers)) as cloud, upstream(each(answers)) as gpu:
-        for policy, expected in (("local", [200, 200]), ("refuse", [429, 429])):
+        for policy, expected in ((by_default, [200, 200]), ({"on_budget": "refuse"}, [429, 429])):
             config = settings({"cloud": openai(cloud.url), "box": openai(gpu.url, local=True)}, ["cloud/m", "box/m"])
-            config["auth"] = {"keys": [entry(budget={"day": "100 tokens"}, on_budget=policy)]}
+            config["auth"] = {"keys": [entry(budget={"day": "100 tokens"}, **policy)]}
             async with proxy(config, tmp_path) as p:
                 code, _, headers = await ask(p, max_tokens=50)
                 assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
                 assert (await ask(p, model="box/m"))[0] == 200
                 assert [row[3] for row in p.app.gateway.generation.ledger.rows()] == [10]
                 assert [(await ask(p, max_tokens=90, model=m))[0] for m in ("mana/test", "box/m")] == expected
+
+
+async def test_what_asks_no_model_is_free(tmp_path: Path) -> None:
+    """Ollama's clients load a model by a prompt without words: also with a key that may not spend a token any more."""
+    async with upstream(each(answers)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        for limit in ({"tokens_per_minute": 1}, {"budget": {"day": "1 tokens"}, "on_budget": "refuse"}):
+            config["auth"] = {"keys": [entry(**limit)]}
+            async with proxy(config, tmp_path) as p:
+                assert (await ask(p))[0] == 429
+                headers = {"Authorization": f"Bearer {SECRET}"}
+                for path, body in (("/api/generate", {"prompt": ""}), ("/api/chat", {"messages": []})):
+                    code, told, _ = await p.post(path, {"model": "mana/test", "stream": False, **body}, headers=headers)
+                    assert (code, told["done_reason"]) == (200, "load")
+        assert cloud.posts == []
 
 
 async def test_many_at_once_spend_no_more_than_one_after_the_other(tmp_path: Path) -> None:
@@ -393,8 +409,8 @@ def test_mistakes_are_named_by_path(budget: dict[str, Any], path: str, tmp_path:
 
 
 def test_a_price_that_a_budget_needs_is_remarked(tmp_path: Path) -> None:
-    """By its path, once a chain entry; what is local or given needs none."""
-    chain = ["cloud/m", {**DEAR, "target": "cloud/n"}, "box/m"]
+    """By its path, once a chain entry; what is local or given needs none, and of an open entry none is known before."""
+    chain = ["cloud/m", {**DEAR, "target": "cloud/n"}, "box/m", "cloud/*"]
     providers = {"cloud": openai("http://127.0.0.1:9"), "box": openai("http://127.0.0.1:9", local=True)}
     of_alias = with_budget(settings(providers, chain), budget={"day": "5 USD"})
     of_key = settings(providers, chain, auth={"keys": [entry(budget={"day": "5 USD"})]})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import ssl
+import zlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +34,7 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.cases import every
-from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
+from tests.upstreams import DONE, Connection, Script, Seen, Upstream, chunk, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
 KEY: Any = SimpleNamespace(ssl=None, host="gpu", port=1, is_ssl=False)
@@ -156,6 +159,21 @@ async def test_a_request_is_sent_twice_at_most_over_dead_connections() -> None:
     assert len(server.posts) == 2
 
 
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+async def test_what_has_begun_to_answer_is_not_asked_again(begins: bytes) -> None:
+    """Its connection was not dead: it has had the request, and another try is the next target's."""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None and not connection.upstream.go.is_set():
+            await connection.reply(completion())
+        await connection.send(begins)
+        connection.writer.close()
+
+    told, server = await posts(script, pooled=1)
+    assert isinstance(told, Disconnected)
+    assert len(server.posts) == 1
+
+
 STREAM_BODY = b'{"model":"m","messages":[],"stream":true}'
 STREAM = Call(Endpoint.CHAT, read_summary(STREAM_BODY, ("messages", list)), STREAM_BODY, "id-1")
 
@@ -272,4 +290,40 @@ async def test_a_body_that_is_not_encoded_is_read_as_it_is(what: str, framing: s
             answered = await gpu.complete(CALL, ENTRY)
             assert b"Hello" in (answered.body or b"")
         assert len(server.connections) == 1
+        await gpu.close()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:]),
+    "deflate": zlib.compress,
+}
+
+
+@pytest.mark.parametrize("encoding", PACKED)
+async def test_a_body_that_is_compressed_is_inflated(encoding: str) -> None:
+    """Though nobody has asked for that: of both kinds of answers. One without its checksum's end is not whole."""
+    whole = json.dumps(completion()).encode()
+    events = chunk("Hello") + chunk(finish="stop") + DONE
+    cut = None
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        body = PACKED[encoding](events if seen.json.get("stream") else whole)
+        await connection.reply(body[:cut], extra=f"Content-Encoding: {encoding}\r\n")
+
+    async with upstream(each(answer)) as server:
+        gpu = HttpProvider(Address("gpu", server.url), OpenAIWire())
+        for _ in range(2):
+            assert b"Hello" in ((await gpu.complete(CALL, ENTRY)).body or b"")
+            stream = await gpu.stream(STREAM, ENTRY)
+            got = b""
+            while not (batch := await stream.next()).done:
+                assert batch.error is None
+                got += batch.frames
+            assert b"Hello" in got + batch.frames
+            await stream.aclose()
+        assert len(server.connections) == 1
+        cut = -2
+        with pytest.raises(BadResponse):
+            await gpu.complete(CALL, ENTRY)
         await gpu.close()

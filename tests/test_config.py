@@ -298,9 +298,26 @@ def test_credential_comes_before_the_environment(loaded: Load, tmp_path: Path) -
     assert config.listen.host == "127.0.0.2"
 
 
+def test_what_is_no_credential_is_in_the_environment(loaded: Load, tmp_path: Path) -> None:
+    """As systemd passes some of it by files, and the rest by variables."""
+    text = f"providers: {{g: {{kind: google, api_key: '${{KEY}}'}}}}\n{ALIASES}"
+    for folder in (tmp_path, tmp_path / "proxy.yaml", tmp_path / "none"):
+        assert loaded(text, CREDENTIALS_DIRECTORY=str(folder), KEY="from-env").providers["g"].api_key == "from-env"
+
+
 def test_a_socket_is_beside_its_file(loaded: Load, tmp_path: Path) -> None:
     """As every other file that is named, so that commands find it from wherever they are called."""
     assert loaded("listen: {unix: p.sock}\nproviders: {}\naliases: {}").listen.unix == str(tmp_path / "p.sock")
+
+
+def test_a_sockets_path_has_a_length(mistakes: Told) -> None:
+    """In bytes, and in all: a shorter name in a folder far down is too long as well, and nobody could listen there."""
+    text = "listen: {{unix: '/{}'}}\nproviders: {{}}\naliases: {{}}"
+    for name, fits in (("a" * 106, True), ("a" * 107, False), ("é" * 53, True), ("é" * 54, False)):
+        found = [mistake for mistake in mistakes(text.format(name)) if mistake.startswith("listen.unix")]
+        assert [mistake.partition(" (")[0] for mistake in found] == (
+            [] if fits else ["listen.unix: expected at most 107 bytes: the kernel takes no longer path for a socket"]
+        )
 
 
 def test_key_file_is_read_at_each_load(loaded: Load, tmp_path: Path) -> None:
@@ -440,6 +457,10 @@ def test_mistake_in_a_setting(mistakes: Told, text: str, wanted: str) -> None:
             "{kind: ollama, base_url: 'http://x/?a=b'}",
             "base_url: expected a URL without a query ('?') and without a fragment ('#')",
         ),
+        (
+            "{kind: ollama, base_url: 'http://x/#v1'}",
+            "base_url: expected a URL without a query ('?') and without a fragment ('#')",
+        ),
         ("{kind: ollama, api_key: ''}", "api_key: is empty"),
         ("{kind: ollama, api_key: 12}", "api_key: expected a string, got a number (put it in quotes)"),
         ("{kind: ollama, api_key: 'a b'}", "api_key: is no key: a key is visible ASCII without blanks"),
@@ -472,6 +493,10 @@ def test_mistake_in_a_setting(mistakes: Told, text: str, wanted: str) -> None:
         (
             "{kind: google, api_key: x, options: {a: 1}}",
             "options: options are sent by kind ollama only, not by kind google",
+        ),
+        (
+            "{kind: openai, base_url: 'http://x/v1', options: {force_tools: yes}}",
+            "options.force_tools: knows one way: schema",
         ),
         (
             "{kind: ollama, api: openai, options: {a: 1}}",

@@ -170,6 +170,33 @@ async def test_a_stream_is_relayed_as_it_comes(tmp_path: Path) -> None:
         assert tokens == [8, 8, 8]
 
 
+async def test_a_stream_that_is_json_is_one_answer(tmp_path: Path) -> None:
+    """From a server that does not stream: it is looked at before it is sent, and its tokens are counted."""
+    told = {"text": "hi", "usage": {"type": "tokens", "input_tokens": 3, "output_tokens": 2}}
+
+    def whole(answer: dict[str, Any]) -> Any:
+        body = json.dumps(answer).encode()
+
+        async def script(connection: Connection, seen: Seen) -> None:
+            await connection.head(content_type="application/json")
+            for part in (body[:9], body[9:]):
+                await connection.chunk(part)
+            await connection.end()
+
+        return script
+
+    refused = whole({"error": {"message": "no", "code": 503}})
+    async with upstream(each(refused)) as dead, upstream(each(whole(told))) as gpu:
+        async with proxy(settings({"dead": openai(dead.url), "gpu": openai(gpu.url)}), tmp_path) as p:
+            data = form(("model", b"mana/test"), ("stream", b"true"))
+            headers = {"Content-Type": "multipart/form-data; boundary=b0"}
+            async with p.client.post(f"{p.url}/v1/audio/transcriptions", data=data, headers=headers) as response:
+                assert (response.status, response.content_type) == (200, "application/json")
+                assert json.loads(await everything(response)) == told
+            [row] = [json.loads(line) for line in p.log.getvalue().splitlines() if '"event":"request"' in line]
+            assert (row["prompt_tokens"], row["completion_tokens"], row["attempts"]) == (3, 2, 2)
+
+
 async def test_no_early_heartbeat(tmp_path: Path) -> None:
     """It would have to name a type before anybody knows it, and a failure could only be told by silence."""
 
@@ -213,7 +240,12 @@ async def test_a_stream_that_breaks(kind: str, tmp_path: Path) -> None:
             assert json.loads(rest.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
 
 
+async def no_sound(connection: Connection, seen: Seen) -> None:
+    await connection.reply(b"", content_type="audio/mpeg")
+
+
 FAULTS: dict[str, Any] = {
+    "no sound": no_sound,
     "status": status("502 Bad Gateway"),
     "page": status("200 OK", b"<!DOCTYPE html>"),
     "junk": status("200 OK", b"{"),

@@ -27,6 +27,7 @@ from manallm_proxy.contract.provider_errors import (
     MissingModel,
     PaymentRequired,
     ProviderError,
+    QueueTimeout,
     ReadTimeout,
     RequestRejected,
     Unsupported,
@@ -363,17 +364,19 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
 
 
 async def test_fallback_on_by_the_status_that_its_caller_would_get() -> None:
-    """400 is 400, also where a local server said 500 or 501, or its list did before the call; none of them is 500."""
-    errors = [
-        classify(500, {}, ErrorDetails("failed to parse grammar")),
-        classify(500, {}, ErrorDetails("x", status=400)),
-        classify(500, {}, ErrorDetails("the prompt is longer than the context length", code="context_length_exceeded")),
-        classify(501, {}, ErrorDetails("x")),
-        Unsupported("x"),
+    """400 is 400, also where a local server said 500 or 501, or its list did before; and so is the server's own."""
+    too_long = ErrorDetails("the prompt is longer than the context length", code="context_length_exceeded")
+    errors: list[tuple[ProviderError, str]] = [
+        (classify(500, {}, ErrorDetails("failed to parse grammar")), "500"),
+        (classify(500, {}, ErrorDetails("x", status=400)), "400"),
+        (classify(500, {}, too_long), "500"),
+        (classify(500, {}, ErrorDetails("unsupported param: echo")), "500"),
+        (classify(501, {}, ErrorDetails("x")), "501"),
+        (Unsupported("x"), "400"),
     ]
-    for error in errors:
+    for error, status in [(error, status) for error, own in errors for status in ("400", own)]:
         story = Story([error, "hello"])
-        story.entries = (evolve(story.entries[0], fallback_on=frozenset({"400"})), story.entries[1])
+        story.entries = (evolve(story.entries[0], fallback_on=frozenset({status})), story.entries[1])
         assert (await story.run()).value == "hello"
         assert story.healths["p0"] == Health()
         [told] = story.kinds(FellBack)
@@ -395,6 +398,42 @@ async def test_what_is_retryable_anyway_was_not_widened() -> None:
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"429"})), story.entries[1])
     await story.run()
     assert [e.widened for e in story.kinds(FellBack) if isinstance(e, FellBack)] == [False]
+
+
+async def test_where_a_request_has_waited_it_waits_again_if_nobody_else_answers() -> None:
+    """Its turn may be near by now; the server was only busy, and is blamed for nothing."""
+    story = Story(["hello", ConnectFailed("x", detail="refused")])
+    asked: list[str] = []
+
+    async def ask(entry: Entry) -> str:
+        asked.append(entry.target.provider)
+        if asked == ["p0"]:
+            raise QueueTimeout("busy", detail="waited 1 s")
+        return await story.attempt(entry)
+
+    walk = Walk(Chain("mana/test", story.entries), story.registry, "id-1", may_serve=lambda entry: True)
+    served = await walk.run(ask, "mana/test")
+    served.served()
+    assert (served.value, asked) == ("hello", ["p0", "p1", "p0"])
+    assert (story.healths["p0"].in_flight, story.healths["p0"].targets) == (0, {})
+
+
+async def test_whom_a_gate_skips_was_not_tried() -> None:
+    """Its place is free again, and so is that of a trial: the next request may have it."""
+    full, ill = Health(max_concurrent=1), Health()
+    for _ in range(2):
+        ill.probed(ConnectFailed("x"), -100.0)
+    story = Story(["no", "no", "hello"], {"p0": full, "p1": ill})
+
+    def gate(entry: Entry, is_last: object) -> Skip | None:
+        return Skip("too_long") if entry.target.provider != "p2" else None
+
+    for _ in range(3):
+        walk = Walk(Chain("mana/test", story.entries), story.registry, "id-1", gate)
+        served = await walk.run(story.attempt, "mana/test")
+        served.served()
+        assert [(line.model, line.reason) for line in walk.log] == [("p0/m", "too_long"), ("p1/m", "too_long")]
+    assert (story.asked, full.in_flight, ill.in_flight) == (["p2"] * 3, 0, 0)
 
 
 async def test_the_way_is_told_in_order() -> None:

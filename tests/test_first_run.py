@@ -22,7 +22,7 @@ from tests.command import PIPE, start
 from tests.ports import free_port
 from tests.proxy import openai, proxy, run, settings, written
 from tests.redis_server import redis_server
-from tests.upstreams import Connection, answers, each, upstream
+from tests.upstreams import Connection, answers, each, status, upstream
 
 pytestmark = pytest.mark.built_in
 
@@ -42,6 +42,9 @@ def tags(*names: str) -> Callable[[Connection], Awaitable[None]]:
                 await connection.reply({"error": "model 'x' not found"}, "404 Not Found")
 
     return script
+
+
+refuses = status("404 Not Found", {"error": {"message": "no such model", "code": "model_not_found"}})
 
 
 def said(body: Any) -> str:
@@ -80,6 +83,10 @@ async def test_loopback_says_why_no_model_answered(tmp_path: Path) -> None:
         async with proxy(settings(providers, chain), tmp_path) as p:
             text = said((await p.chat())[1])
             assert "gone is not installed: ollama pull gone (it has smol, other)." in text
+    async with upstream(each(refuses), ["smol"]) as cloud:
+        providers["ollama"] = openai(cloud.url)
+        async with proxy(settings(providers, chain), tmp_path) as p:
+            assert "ollama: gone is not in its list (it has smol)." in said((await p.chat())[1])
 
 
 async def test_the_503_says_it_to_the_operator_only(tmp_path: Path) -> None:
@@ -289,12 +296,15 @@ async def test_what_a_reload_changed_is_said(tmp_path: Path) -> None:
         )
         p.write(more)
         await p.app.reload()
+        more["auth"] = {"open": True}
+        p.write(more)
+        await p.app.reload()
         more["listen"] = {"port": free_port()}
         p.write(more)
         await p.app.reload()
     lines = [json.loads(line) for line in p.log.getvalue().splitlines()]
     told = [line["changes"] for line in lines if line["event"] == "reloaded"]
-    assert told == ["nothing changed", "1 alias changed, 1 provider added, limits changed"]
+    assert told == ["nothing changed", "1 alias changed, 1 provider added, limits changed", "auth.open changed"]
     [refused] = [line["mistakes"] for line in lines if line["event"].startswith("reload refused")]
     assert refused == [f"listen.port: cannot be changed by a reload; restart to change it ({tmp_path}/proxy.yaml:2)"]
     [drained] = [line["detail"] for line in lines if line["event"] == "draining"]

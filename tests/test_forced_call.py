@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Delta
+from manallm_proxy.contract.answers import Delta, ToolCall
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse
@@ -82,11 +82,28 @@ def test_a_call_that_the_length_cut_has_that_finish_reason() -> None:
     assert read(TEXT[:40], finish="length")[2] == "length"
 
 
-@pytest.mark.parametrize("text", ["", "I would rather talk", '{"arguments": {}, "name": "f"}', TEXT[:40], "x" * 9000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I would rather talk",
+        '{"arguments": {}, "name": "f"}',
+        TEXT[:40],
+        "x" * 9000,
+        '{"name": "\\x", "arguments": {}}',
+    ],
+)
 def test_text_that_is_no_call_is_a_failure(text: str) -> None:
     """The model or its server went by something else: another target may do better."""
     with pytest.raises(BadResponse):
         read(text)
+
+
+def test_a_call_that_the_server_has_made_of_it_is_one() -> None:
+    """As a server does that reads its own format: it passes, and what the model said beside it does not."""
+    reader, call = CallReader(), ToolCall("f", "{}", "call_1")
+    assert reader.read(Delta(content="So:", tool_calls=(call,))) == Delta(content="", tool_calls=(call,))
+    assert reader.read(Delta(finish="tool_calls")).finish == "tool_calls"
 
 
 def test_definitions_keep_their_meaning() -> None:

@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
+    Disconnected,
     FirstByteTimeout,
     KeyRejected,
     MissingModel,
@@ -21,6 +22,7 @@ from manallm_proxy.contract.provider_errors import (
     ProbeTimeout,
     ProviderError,
     RateLimited,
+    ResourcesExhausted,
     ServerBusy,
     ServerFailed,
     Unsupported,
@@ -270,6 +272,18 @@ def test_a_probe_that_is_late_shows_nothing_while_an_answer_of_ours_arrives() ->
     assert health.status(160.0) == "unhealthy"
 
 
+def test_a_probe_that_is_late_shows_nothing_if_an_answer_has_begun_since() -> None:
+    """Though it broke: the server was there, and at work."""
+    health = Health()
+    stream = permit(health, 0.0)
+    stream.began(1.0)
+    stream.failed(Disconnected("x"), 2.0)
+    health.probed(LATE, 3.5, 0.5)
+    assert health.provider.reach_failures == 0
+    health.probed(LATE, 4.5, 1.5)
+    assert health.provider.reach_failures == 1
+
+
 def silence(health: Health, *times: float, error: ProviderError | None = None) -> None:
     for now in times:
         health.probed(error or ProbeTimeout("x"), now, now - 3.0)
@@ -359,6 +373,48 @@ def test_a_refusal_is_an_answer_too() -> None:
     fail(health, MissingModel("x", provider_status=404), 2.0)
     health.probed(LATE, 3.0, 0.0)
     assert health.provider.failures == 0
+
+
+def test_a_trial_that_has_begun_to_answer_is_news() -> None:
+    """For the log and for other workers: a long stream's end may be an hour away."""
+    told: list[Event] = []
+    sent: list[tuple[str, str | None, SharedState]] = []
+    health, now = Health(), 0.0
+    registry = HealthRegistry({"gpu": health}, lambda: now, told.append, lambda *each: sent.append(each))
+    for _ in range(2):
+        registry.probed("gpu", REFUSED)
+    now = 61.0
+    permit = registry.admit(Target("gpu", "m"))
+    assert isinstance(permit, Permit)
+    del told[:], sent[:]
+    registry.began(Target("gpu", "m"), permit)
+    assert [(each.was, each.now) for each in told if isinstance(each, HealthChanged)] == [("unhealthy", "healthy")]
+    assert [(name, model, state.open_until) for name, model, state in sent] == [("gpu", None, None)]
+
+
+def test_no_rest_is_shortened_by_another_workers() -> None:
+    """The same account was told two times by its provider: the later one counts, whoever heard it."""
+    health = Health()
+    fail(health, RateLimited("x", retry_after=100.0), 0.0)
+    for now, seconds in ((1.0, 5.0), (2.0, 200.0)):
+        other = Health()
+        fail(other, RateLimited("x", retry_after=seconds), now)
+        update = other.pending_update("m", now)
+        assert update is not None and health.merge_update("m", update)
+        assert refused(health, 50.0) == "cooling"
+    assert (refused(health, 150.0), refused(health, 202.0)) == ("cooling", None)
+
+
+def test_a_probe_that_could_not_be_sent_shows_nothing() -> None:
+    """This process has no descriptors left: nobody was asked, so nobody is down, and nobody has answered either."""
+    health = Health()
+    for now in (0.0, 1.0, 2.0):
+        health.probed(ResourcesExhausted("x"), now)
+    assert (health.status(2.0), health.provider.last_check) == ("healthy", None)
+    for now in (3.0, 4.0):
+        health.probed(REFUSED, now)
+    health.probed(ResourcesExhausted("x"), 5.0)
+    assert health.status(5.0) == "unhealthy"
 
 
 def test_a_probe_that_finds_it_busy_has_reached_it() -> None:

@@ -16,6 +16,7 @@ from manallm_proxy.contract.events import AttemptFailed, Event, FellBack
 from manallm_proxy.contract.provider_errors import Disconnected, ProviderError, RequestRejected
 from manallm_proxy.contract.targets import Chain, Entry, Target, Tier
 from manallm_proxy.routing.attempt import Attempt
+from manallm_proxy.routing.circuit import BUDGET, Declined, Skip
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
@@ -151,6 +152,20 @@ async def test_one_that_fails_is_blamed_and_the_other_goes_on() -> None:
     assert (race.log, served.value) == ([("a/m", "disconnected")], "from b")
     assert [(e.from_target, e.to_target, e.reason) for e in race.of(FellBack)] == [("a/m", "b/m", "disconnected")]
     assert race.healths["a"].targets["m"].failures == 1
+    await race.is_over(served)
+
+
+async def test_one_that_may_not_be_sent_was_not_tried() -> None:
+    """Its budget was spent elsewhere meanwhile: the other one goes on, and nobody is blamed."""
+    race = Race()
+    running = race.run()
+    await race.until_asked("a", "b")
+    race.asked["b"].set_exception(Declined(Skip(BUDGET)))
+    await until(lambda: race.log == [("b/m", BUDGET)])
+    assert not running.done()
+    race.asked["a"].set_result("from a")
+    served = await running
+    assert (served.value, race.walk.tried, race.of(AttemptFailed)) == ("from a", 1, [])
     await race.is_over(served)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.request import read_summary
@@ -78,6 +79,7 @@ LISTS: dict[str, tuple[str, Any]] = {
     "no vector in one": ("openai", embeddings([*VECTORS[:-1], None])),
     "an error": ("openai", embeddings(VECTORS, error={"message": "no"})),
     "too few": ("openai", embeddings(VECTORS[:-1])),
+    "a row that is none": ("openai", {"data": [*embeddings(VECTORS)["data"], 5]}),
     "no vectors": ("openai", embeddings([{"x": 1}] * 12)),
     "Ollama's vectors": ("ollama", {"embeddings": VECTORS, "prompt_eval_count": 3}),
     "Ollama's, too few": ("ollama", {"embeddings": VECTORS[:-1]}),
@@ -95,7 +97,8 @@ def read(kind: str, body: Any, asked: dict[str, Any], relays: bool) -> Any:
     key, types = ("input", (str, list)) if "input" in asked else ("messages", list)
     call = Call(endpoint, read_summary(request, (key, types)), request, "1", relays=relays)
     spaces: dict[str, Any] = {"separators": (",", ":")} if kind == "ollama" else {"indent": 1}
-    text = json.dumps(body, **spaces).encode()  # arguments of Ollama's calls lose their white space where it is large
+    # arguments of Ollama's calls lose their white space where it is large
+    text = body if isinstance(body, bytes) else json.dumps(body, **spaces).encode()
     try:
         answer: Answer = WIRES[kind].answer(call, Entry(Target("p", "m")), text, "application/json")
     except ProviderError as error:
@@ -117,10 +120,38 @@ def test_the_same_answer(monkeypatch: pytest.MonkeyPatch, name: str, asked: dict
     """Or the same failure, in the same words."""
     kind, body = (LISTS if "input" in asked else CHATS)[name]
     wanted = read(kind, body, asked, relays)
+    all_is_large(monkeypatch)
+    assert read(kind, body, asked, relays) == wanted
+
+
+def all_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     for part, size in {"LARGE_BYTES": 64, "LARGE_ELEMENTS": 32, "SMALL": 24, "_SLICE": 37, "TEXT": 40}.items():
         monkeypatch.setattr(sliced, part, size)
     monkeypatch.setattr(vector_rows, "_SLICE", 37)
-    assert read(kind, body, asked, relays) == wanted
+
+
+BREAKS: dict[str, Callable[[bytes], bytes]] = {
+    "cut at its end": lambda text: text[:-1],
+    "cut in the middle": lambda text: text[: len(text) // 2],
+    "no text": lambda text: text.replace(b"1", b"\xff", 1),
+    "a comma too many": lambda text: text.replace(b",", b",,", 1),
+    "something behind it": lambda text: text + b"}",
+}
+
+
+@pytest.mark.parametrize("name", ["floats", "base64", "Ollama's vectors", "Gemini's vectors", "text", "Gemini's"])
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_answer_is_the_providers_failure(monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    """And never the caller's mistake, or ours: the next target is asked, however large it is."""
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+    if name in LISTS:  # which are written anew where they are relayed
+        asked = {"input": ["x"] * 12, "encoding_format": "float" if name == "base64" else "base64"}
+    kind, body = (LISTS | CHATS)[name]
+    text = BREAKS[how](json.dumps(body).encode())
+    for _ in range(2):
+        for relays in (False, True):
+            assert read(kind, text, asked, relays)[0] is BadResponse
+        all_is_large(monkeypatch)
 
 
 def test_relayed_vectors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

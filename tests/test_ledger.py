@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.budgets import Amount, Limit
+from manallm_proxy.contract.targets import Target
 from manallm_proxy.process import spend_file
 from manallm_proxy.process.spend_keeper import SpendKeeper
 from manallm_proxy.routing.ledger import Ledger, Row, Spend
+from manallm_proxy.routing.lengths import AnswerLengths
 
 DAY = Limit("day", Amount(5, "USD"))
 MONTH = Limit("month", Amount(50, "USD"))
@@ -165,3 +167,11 @@ def test_what_was_spent_before_is_sorted_once() -> None:
             assert (in_day.tokens, in_month.tokens) == (0 if n % 3 else n, n)
             assert in_month.usd == number
         assert looked[0] == number
+
+
+def test_the_lengths_of_so_many_targets_are_remembered() -> None:
+    """Clients choose their names; the one that has answered longest ago is forgotten."""
+    lengths, targets = AnswerLengths(), [Target("p", f"m{number}") for number in range(1001)]
+    for target in (*targets[:1000], targets[0], targets[1000]):
+        lengths.learn(target, 7)
+    assert [lengths.expected(target) for target in (*targets[:3], targets[1000])] == [7, 0, 7, 7]

@@ -17,11 +17,13 @@ import pytest
 from bench.simulation.virtual_time import run
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Event, HealthChanged, ModelLoad, Reloaded, RequestBegun, RequestEnded
+from manallm_proxy.gateway import operators
 from manallm_proxy.observe import live_feed
 from manallm_proxy.observe.live_feed import QUEUE, RATE, LiveFeed
 from tests.feed import feed
 from tests.proxy import FAST, openai, process, proxy, settings
 from tests.upstreams import answers, each, status, upstream
+from tests.waiting import until
 
 LOOP = {"loop": {"kind": "loopback"}}
 SICK = HealthChanged("gpu", None, "healthy", "unhealthy", "connect_error")
@@ -193,6 +195,27 @@ async def test_it_ends_at_once_on_a_drain(tmp_path: Path) -> None:
     async with proxy(settings(LOOP), tmp_path) as p, feed(p.url) as live:
         p.app.stop()
         await asyncio.wait_for(live.ended.wait(), 0.4)
+
+
+async def test_on_a_drain_it_begins_for_nobody(tmp_path: Path) -> None:
+    """A page comes back at once when its feed has ended, over a connection that is still open."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        p.app.gateway.serving.draining = True
+        async with p.client.get(f"{p.url}/v1/events") as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (503, "shutting_down")
+            assert response.headers["Retry-After"] == "1"
+
+
+async def test_it_has_so_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is told when to come again, and has a place once another has left."""
+    monkeypatch.setattr(operators, "READERS_LIMIT", 1)
+    async with proxy(settings(LOOP), tmp_path) as p:
+        async with feed(p.url), p.client.get(f"{p.url}/v1/events") as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
+            assert (await response.json())["error"]["type"] == "overloaded_error"
+        await until(lambda: not p.app.feed.readers)
+        async with feed(p.url):
+            assert len(p.app.feed.readers) == 1
 
 
 async def test_a_reader_that_reads_nothing_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

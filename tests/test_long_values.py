@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.gateway import body_reader
-from manallm_proxy.openai import bounds, json_object, long_values
+from manallm_proxy.openai import bounds, json_object, long_values, sliced
 from manallm_proxy.openai.bounds import check_structure, count_by_characters, count_by_members
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.long_values import LEAST, check_utf8, shortened
 from manallm_proxy.openai.request import read_summary, rewrite
+from tests.cases import every
 from tests.examples import examples
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:, é\\n0'), max_size=9) | st.just('"messages":0')
@@ -71,6 +72,60 @@ def test_a_long_body_is_read_as_a_short_one(
     for split in (False, True):
         with everything_is_long(split):
             assert outcome(body) == expected
+
+
+@contextmanager
+def a_few_bytes_are_large() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in {"LARGE_BYTES": 0, "SMALL": 8, "_SLICE": 5, "TEXT": 24}.items():
+            patch.setattr(sliced, name, size)
+        patch.setattr(json_object, "MOST", 0)
+        yield
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=5), JUNK, JUNK, st.integers(0, 999), st.booleans())
+@hypothesis_settings(max_examples=examples(100))
+def test_one_of_megabytes_is_read_piece_by_piece_as_in_one_go(
+    members: list[tuple[str, Any]], before: bytes, within: bytes, where: int, spaced: bool
+) -> None:
+    """The same values at the same places; and what is refused there is refused here."""
+    rows = [json.dumps(key) + (" : " if spaced else ":") + json.dumps(value) for key, value in members]
+    text = ("{" + (" ,\n" if spaced else ",").join(rows) + "}").encode()
+    cut = where % (len(text) + 1)
+    body = before + text[:cut] + within + text[cut:]
+    expected = outcome(body)
+    with a_few_bytes_are_large():
+        found = outcome(body)
+    assert found == expected if isinstance(expected, list) else isinstance(found, tuple)
+
+
+WORDS = b'"%b"' % (b"a few words " * 100_000)
+
+
+BROKEN: dict[str, tuple[bytes, str, str | None]] = {
+    "a key twice": (b'{"model":1,"messages":[%b],"model":2}' % WORDS, "a key is given twice", "model"),
+    "a long one twice": (b'{"messages":%b,"messages":%b}' % (WORDS, WORDS), "a key is given twice", "messages"),
+    "no text": (b'{"messages":[%b\xff"]}' % WORDS[:-1], "the body is not valid UTF-8", None),
+    "nested": (b'{"messages":%b%b%b}' % (b"[" * 2000, WORDS, b"]" * 2000), "the body is nested too deeply", None),
+    "a comma too many": (b'{"messages":[%b],,"model":1}' % WORDS, "the body is not valid JSON", None),
+    "a comma at the end": (b'{"messages":[%b],}' % WORDS, "the body is not valid JSON", None),
+    "a comma between two": (b'{"messages":%b,,"input":%b}' % (WORDS, WORDS), "the body is not valid JSON", None),
+    "no key": (b'{"messages":[%b],%b}' % (WORDS, WORDS), "the body is not valid JSON", None),
+    "no value": (b'{"messages":[%b,]}' % WORDS, "the body is not valid JSON", None),
+    "no end of a text": (b'{"messages":[%b]}' % WORDS[:-1], "the body is not valid JSON", None),
+    "no end": (b'{"messages":[%b]' % WORDS, "the body is not valid JSON", None),
+    "no object": (b"[%b]" % WORDS, "the body must be a JSON object", None),
+}
+
+
+@every(BROKEN)
+def test_what_is_wrong_with_megabytes_is_named(what: str) -> None:
+    """As of a short one: whoever wrote it reads what to mend."""
+    body, message, param = BROKEN[what]
+    with pytest.raises(InvalidRequest) as refused:
+        split_object(body)
+    assert refused.value.message.startswith(message)
+    assert refused.value.param == param
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=5, unique_by=lambda member: member[0]), st.integers(1, 12))

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.contract.provider_errors import MissingModel, ProviderError
-from manallm_proxy.http_client.api import Address
+from manallm_proxy.contract.provider_errors import BadResponse, MissingModel, ProviderError
+from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address
+from manallm_proxy.providers import host_client
 from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.routing.catalog import Catalog
 from tests.proxy import proxy, settings
@@ -75,6 +76,8 @@ async def test_each_model_is_asked_for_once(api: str, tmp_path: Path) -> None:
             if api == "native":
                 older.modified_at = "2026-11-29T03:18:12Z"
                 await until(lambda: len(older.shown) == 2 * len(NAMES))
+        # those that asked for it, too, and long before the idle ones time out
+        await until(lambda: all(connection.closed.is_set() for connection in gpu.connections), KEEP_ALIVE_TIMEOUT / 2)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,26 @@ async def test_a_server_that_hangs_delays_no_start(tmp_path: Path) -> None:
         async with proxy(config, tmp_path) as p:
             assert asyncio.get_running_loop().time() - began < 3
             assert len(list(p.app.gateway.generation.catalog.models("gpu"))) == len(NAMES)
+
+
+async def test_an_answer_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else listens there may send for ever: it is the provider's failure, and its connection is closed."""
+    monkeypatch.setattr(host_client, "BODY_LIMIT", 1 << 20)
+
+    async def endless(connection: Connection) -> None:
+        await connection.request()
+        await connection.head(content_type="application/json")
+        while True:
+            await connection.chunk(b" " * 65536)
+
+    async with upstream(endless, shows=True) as gpu:
+        client = HostClient(
+            Address("gpu", gpu.url), lambda status, headers, body: MissingModel("", provider_status=404)
+        )
+        with pytest.raises(BadResponse, match="does not end"):
+            await client.ask("GET", "api/ps", None, 5)
+        await asyncio.wait_for(gpu.connections[0].closed.wait(), 5)
+        await client.close()
 
 
 async def test_a_refusal_holds_nothing() -> None:

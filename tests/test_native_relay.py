@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.openai import sse
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.native.messages import MessagesRelay
 from manallm_proxy.providers.native.plain_events import NOT_PLAIN, RESPONSES, PlainEvents
@@ -59,6 +60,18 @@ def fed(one: NamedRelay, parts: list[bytes]) -> tuple[bytes, bool, bool]:
             break
     assert committed <= 1
     return frames, bool(committed), done
+
+
+@pytest.mark.parametrize("kind", RELAYS)
+def test_what_is_held_of_an_event_is_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there is a word, and after one."""
+    monkeypatch.setattr(sse, "FRAME_LIMIT", 5000)
+    for parts in ([], stream(kind, ["a", "b"])[:-3]):
+        one = relay(kind)
+        fed(one, parts)
+        assert one.feed(b"data: " + b"x" * 4000).error is None
+        error = one.feed(b"x" * 1000).error
+        assert isinstance(error, BadResponse) and error.detail == "endless event"
 
 
 @given(st.sampled_from([*RELAYS]), texts, st.lists(st.integers(1, 900), max_size=12))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
+import pytest
+from attrs import evolve
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.provider_errors import EmptyAnswer
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.usage import plain_usage_of_response, usage_from_responses
 from manallm_proxy.providers.native.messages import message
 from manallm_proxy.providers.native.responses import response
+from tests.cases import every
 
 TARGET = Target("p", "org/m")
 TOLD = {"id": b'"resp_ours"', "store": b"false", "previous_response_id": b"null"}
@@ -55,6 +61,39 @@ def test_a_message(more: dict[str, Any], order: Any, how: tuple[tuple[str, str],
     body = json.dumps(given_).encode() if order is None else shuffled(given_, order, how)
     answer = message(call(Endpoint.MESSAGES, {}), TARGET, body)
     assert answer.body is not None and json.loads(answer.body) == {**given_, "model": "p/org/m"}
+
+
+TEXT, CALL = {"type": "text", "text": "hi"}, {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+ITEM = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
+
+
+@every(
+    [
+        (message, {"content": [TEXT]}, True),
+        (message, {"content": [CALL]}, True),
+        (message, {"content": [{"type": "thinking", "thinking": ""}, TEXT]}, True),
+        (message, {"content": [], "stop_reason": "refusal"}, True),
+        (message, {"content": [], "stop_reason": "end_turn"}, False),
+        (message, {"content": [{**TEXT, "text": ""}, "hi", {}]}, False),
+        (response, {"output": [ITEM]}, True),
+        (response, {"output": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, True),
+        (response, {"output": [{"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}]}, True),
+        (response, {"output": []}, False),
+        (
+            response,
+            {"output": ["hi", {}, {"type": "message", "content": "hi"}, {"type": "message", "content": ["hi"]}]},
+            False,
+        ),
+        (response, {"output": [{"type": "reasoning", "summary": []}, {"type": "message", "content": []}]}, False),
+    ]
+)
+def test_an_answer_without_a_word(read: Callable[..., Answer], members: dict[str, Any], said: bool) -> None:
+    """With ``fallback_on: [empty]`` it is none, and the next target is asked; a call or a refusal is a word."""
+    body = json.dumps({"status": "completed", "model": "m", **members}).encode()
+    asked = call(Endpoint.MESSAGES if read is message else Endpoint.RESPONSES, {})
+    assert read(asked, TARGET, body).body is not None
+    with nullcontext() if said else pytest.raises(EmptyAnswer):
+        read(evolve(asked, waits_for_words=True), TARGET, body)
 
 
 COUNTER: Any = st.integers(-2, 10**5) | st.sampled_from([None, 2**63, 4.0, 1.5, True, "3", [], {}])

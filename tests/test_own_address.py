@@ -38,6 +38,9 @@ from tests.upstreams import Connection, upstream
         (Listen(host="0.0.0.0"), "http://127.0.0.2:3025", True),
         (Listen(host="192.168.1.5"), "http://192.168.1.5:3025/v1", True),
         (Listen(port=80), "http://127.0.0.1/v1", True),
+        (Listen(host="gpu.test"), "http://GPU.test:3025/v1", True),
+        (Listen(host="gpu.test"), "http://box.test:3025/v1", False),
+        (Listen(), "http://127.0.0.1:port", False),
         (Listen(), "http://127.0.0.1:3026", False),
         (Listen(), "https://127.0.0.1:3025", False),
         (Listen(), "http://127.0.0.2:3025", False),
@@ -58,6 +61,8 @@ def test_all_addresses_of_this_machine_are_one() -> None:
     """OLLAMA_URL with the address on which Ollama listens made two providers of one server."""
     urls = ("http://0.0.0.0:11434", "http://[::]:11434/", "http://localhost:11434/v1", "http://127.0.0.1:11434")
     assert {address_of(url) for url in urls} == {"127.0.0.1:11434"}
+    assert address_of("http://gpu") == address_of("http://gpu:80/v1/") != address_of("https://gpu")
+    assert address_of("https://gpu/v1") == address_of("https://GPU:443/")
 
 
 def test_a_provider_at_our_own_address_is_a_mistake(tmp_path: Path) -> None:

@@ -305,6 +305,55 @@ async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
     waiting.cancel()
 
 
+async def test_what_nobody_wants_any_more_is_read_to_its_end() -> None:
+    """Though reading had stopped for it: else its connection could not be used again."""
+    connection, response, wire, _ = asked()
+    size = 2 * READ_HIGH_WATER
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+    connection.data_received(b"x" * (size - 1))
+    assert not wire.reading
+    response.release()
+    assert wire.reading
+    connection.data_received(b"x")
+    assert connection._response is None and connection.open
+
+
+async def test_a_deadline_and_an_end_in_one_turn() -> None:
+    """The second one finds that the reader has been told, whichever it is."""
+    now = asyncio.get_running_loop().time()
+    for late in (True, False):
+        connection, response, _, _ = asked()
+        waiting = asyncio.ensure_future(response.head(now))
+        await asyncio.sleep(0)
+        if late:
+            assert connection.expire(now) is None
+        connection.connection_lost(None)
+        assert connection.expire(now) is None
+        with pytest.raises(TimeoutError if late else Disconnected):
+            await waiting
+    connection, response, _, _ = asked()
+    waiting = asyncio.ensure_future(response.head(now))
+    await asyncio.sleep(0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert response.expire(now) is None
+    await waiting
+    assert response.status == 200
+
+
+async def test_a_silence_begins_with_the_latest_chunk() -> None:
+    """Also with one that was pushed, of which the reader knows nothing: a stream may last as long as it likes."""
+    connection, response, _, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    waiting = asyncio.ensure_future(response.read(lambda chunk: True, idle=10))
+    await asyncio.sleep(0)
+    begun = asyncio.get_running_loop().time()
+    response.push(b"x", begun + 9)
+    assert response.expire(begun + 11) == begun + 19
+    assert response.expire(begun + 19) is None
+    with pytest.raises(TimeoutError):
+        await waiting
+
+
 async def test_chunks_are_pushed_to_a_callback_that_takes_them() -> None:
     """In the callback in which they arrive; one that is not taken, and the end, wake the reader; none comes twice."""
     connection, response, _, _ = asked()
@@ -494,8 +543,14 @@ async def test_connections_are_used_again_and_not_for_ever(monkeypatch: pytest.M
         assert len(server.connections) == 2
         for connection in server.connections:
             await asyncio.wait_for(connection.closed.wait(), 3)
+        busy = await pool.request("POST", "x", request_id="id-1", body=b"{}", connect=1)
         assert await get(pool, b"{}") == b"hi"
-        assert len(server.connections) == 3
+        assert len(server.connections) == 4
+        await asyncio.sleep(0.05)  # so that they have been idle for different times
+        assert await body_of(busy) == b"hi"
+        busy.release()
+        for connection in server.connections:
+            await asyncio.wait_for(connection.closed.wait(), 3)
         assert {s.path for s in server.seen} == {"/base/x"}
 
 
@@ -580,6 +635,14 @@ async def test_a_pool_that_was_given_back_gives_nothing_out() -> None:
         with pytest.raises(Disconnected):
             await pool.request("GET", "x", request_id=None, connect=1)
         assert pool._open == set()
+        pool = Pool(Address("gpu", server.url))
+        until = asyncio.get_running_loop().time() + 5
+        asking = asyncio.ensure_future(pool.request("GET", "x", request_id=None, connect=1, until=until))
+        await asyncio.sleep(0)
+        await pool.close()
+        with pytest.raises(Disconnected):
+            await asking
+        assert pool._open == set() and len(server.seen) == 1
 
 
 def test_no_header_can_begin_a_line() -> None:

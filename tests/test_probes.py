@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.events import Event, ListUnreadable
+from manallm_proxy.contract.events import Crashed, Event, ListUnreadable
 from manallm_proxy.contract.provider import ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import ConnectTimeout, ProviderError, ServerBusy, ServerFailed
 from manallm_proxy.contract.targets import MODEL_LIMIT, Target
@@ -227,11 +227,17 @@ async def silent(connection: Connection) -> None:
     await connection.gone()
 
 
+async def failing_at_length(connection: Connection) -> None:
+    await connection.send(b"HTTP/1.1 502 No\r\nContent-Length: 99\r\n\r\n{")
+    await connection.gone()
+
+
 @pytest.mark.parametrize(
     ("get", "kind"),
     [
         (silent, ConnectTimeout),
         (replies(b"", "502 No"), ServerFailed),
+        (failing_at_length, ServerFailed),
         (replies(recorded("refusal-llama-loading-503").body, "503 No"), ServerBusy),
     ],
 )
@@ -263,6 +269,28 @@ async def test_an_odd_list_is_reported_once() -> None:
     assert registry.providers["gpu"].provider.failures == 0
     catalog.keep_only(set())
     assert catalog.faults == {}
+
+
+async def test_a_bug_in_one_probe_is_that_ones() -> None:
+    """It is reported, and says nothing of its provider; the others are probed, this time and the next."""
+    told: list[Event] = []
+    registry = HealthRegistry({"odd": Health(), "gpu": Health()}, lambda: 0.0, told.append)
+    catalog = Catalog()
+
+    class Odd(HttpProvider):
+        async def probe(self, seconds: float) -> ModelList:
+            raise ZeroDivisionError
+
+    class Listing(HttpProvider):
+        async def probe(self, seconds: float) -> ModelList:
+            return ModelList((ModelInfo("m"),))
+
+    wire = OpenAIWire()
+    upstreams = {"odd": Odd(Address("odd", "http://x"), wire), "gpu": Listing(Address("gpu", "http://y"), wire)}
+    await Prober(upstreams, registry, catalog, 600, 1).once()
+    [crashed] = told
+    assert isinstance(crashed, Crashed) and crashed.where == "probe of odd"
+    assert (catalog.knows("gpu"), registry.providers["odd"].provider.failures) == (True, 0)
 
 
 async def test_a_page_for_a_list_leaves_the_provider_in_use(tmp_path: Path) -> None:

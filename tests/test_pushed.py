@@ -254,8 +254,27 @@ async def test_a_slow_client_gets_all_of_it_once() -> None:
     client.unread = 0
     assert (await stream.next(sink.try_write)).frames == sent(b"f")
     assert writer.bytes_sent == before and len(fed.reads) == 2
+    # a chunk that ends within an event is translated once, though it was offered before
+    waiting = asyncio.ensure_future(stream.next(sink.try_write))
+    await asyncio.sleep(0)
+    client.unread, cut = WRITE_HIGH_WATER + 1, FIRST % b"h"
+    connection.data_received(framed(FIRST % b"g" + cut[:30]))
+    assert (await waiting).frames == sent(b"g")
+    client.unread = 0
+    connection.data_received(framed(cut[30:]))
+    assert (await stream.next(sink.try_write)).frames == sent(b"h")
     await stream.aclose()
     writer.close()
+
+
+def test_what_only_looks_like_the_pattern_is_not_relayed_as_it() -> None:
+    """A chunk of another choice, or one that ends it, may be as long, with words at the same place."""
+    relay = EventRelay(CALL, Target("gpu", "m"))
+    for word in (b"a", b"b", b"c"):
+        relay.feed(FIRST % word)
+    assert relay.relayed(FIRST % b"d") == sent(b"d")
+    for other in (FIRST.replace(b'"index":0', b'"index":1'), FIRST.replace(b"null", b'"ok"')):
+        assert relay.relayed(other % b"d") == b""
 
 
 async def test_what_is_long_is_written_part_by_part_to_a_client_that_reads() -> None:

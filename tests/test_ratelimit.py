@@ -135,6 +135,7 @@ def test_so_many_tokens_in_a_minute() -> None:
     assert second is not None and window.remaining(3.0) == 20
     window.settle(second, 45, 50.0)
     assert (window.remaining(50.0), window.reset_in(50.0)) == (5, 60.0)
+    assert window.next_in(55, 50.0) == pytest.approx(10.0), "the first leaves just enough"
     assert window.next_in(60, 50.0) == pytest.approx(13.0), "behind the first two"
     assert window.next_in(101, 50.0) is None, "never"
     assert window.remaining(63.0) == 85, "what the stream took more is 13 s old"
@@ -195,6 +196,10 @@ def test_no_minute_has_more_tokens(limit: int, steps: list[tuple[float, int]]) -
         assert taken is not None or again is None or again > 0
         if taken is not None:
             passed.append((now, max(tokens, 1)))
+        elif again is not None:  # as soon as it says, and no sooner
+            for then, fits in ((now + again - 1e-6, False), (now + again + 1e-6, True)):
+                within = sum(n for at, n in passed if then - at < SPAN)
+                assert (within + max(tokens, 1) <= limit) is fits
 
 
 def test_what_is_expected_of_a_request() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ class Script:
     closed: int = 0
     idle: float | None = None
     usage: Usage | None = None
+    fails: ProviderError | None = None
+    """In being closed."""
 
     async def next(self, try_write: TryWrite | None = None, until: float | None = None) -> StreamBatch:
         while True:
@@ -66,6 +69,8 @@ class Script:
 
     async def aclose(self) -> None:
         self.closed += 1
+        if self.fails is not None:
+            raise self.fails
 
 
 @define
@@ -168,6 +173,25 @@ async def test_silence_before_it_is_the_first_byte_timeout() -> None:
     with pytest.raises(FirstByteTimeout):
         await open_stream(Provider(script), Catalog(), CALL, ENTRY)
     assert script.closed == 1
+
+
+async def test_comments_without_a_pause_before_it_are_the_first_byte_timeout() -> None:
+    """It never falls silent, so no wait of ours ends."""
+    script = Script([StreamBatch()] * 100_000)
+    with pytest.raises(FirstByteTimeout):
+        await open_stream(Provider(script), Catalog(), CALL, ENTRY)
+    assert script.steps and script.closed == 1
+
+
+async def test_a_stream_that_nobody_wants_is_closed() -> None:
+    """The slower one of two, or that of a client that left as it began: its provider stops, and its place is free."""
+    for error in (None, Disconnected("x")):
+        stream, script = await opened(ROLE, WORD, MORE)
+        script.usage, script.fails, left = Usage(3, 1), error, list[Usage | None]()
+        stream.left = left.append
+        with nullcontext() if error is None else pytest.raises(Disconnected):
+            await stream.aclose()
+        assert (script.closed, left) == (1, [Usage(3, 1)])
 
 
 async def test_a_client_that_leaves_before_it_closes_the_stream() -> None:

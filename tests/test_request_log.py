@@ -18,8 +18,10 @@ from manallm_proxy.contract.errors import AdminOnly, UnknownRoute
 from manallm_proxy.contract.events import RequestEnded
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.request_log import KEPT, RequestLog
+from manallm_proxy.routing.health import Permit
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, status, upstream
+from tests.waiting import until
 
 LOOP = {"loop": {"kind": "loopback"}}
 
@@ -184,6 +186,30 @@ async def test_explain_says_what_would_happen(tmp_path: Path) -> None:
             assert (await p.get("/v1/explain?model=mana/nosuch"))[0] == 404
             code, body = await p.get("/v1/explain?modl=x")
             assert (code, body["error"]["param"]) == (400, "modl")
+
+
+async def test_explain_says_what_is_under_way(tmp_path: Path) -> None:
+    """A rest that is over, the trial that another request makes, a target that has no room."""
+    async with upstream(each(answers)) as good:
+        providers = {"off": openai("http://127.0.0.1:9"), "good": openai(good.url, max_concurrent=1)}
+        async with proxy(settings(providers, health={"failure_threshold": 1, "backoff": "1ms"}), tmp_path) as p:
+            registry = p.app.gateway.generation.registry
+
+            async def told() -> list[tuple[bool, str | None, str | None]]:
+                rows = (await p.get("/v1/explain?model=mana/test"))[1]["chain"]
+                return [(row["usable"], row["reason"], row["detail"]) for row in rows]
+
+            await until(lambda: registry.refusal(Target("off", "m")) is None)
+            over = "its rest is over: the next request is its trial"
+            assert await told() == [(True, None, over), (True, None, None)]
+            permits = [registry.admit(Target(name, "m")) for name in providers]
+            assert await told() == [
+                (False, "unhealthy", "connect_error: refused; another request is trying it now"),
+                (False, "saturated", "1 requests in flight, max_concurrent is 1"),
+            ]
+            for permit in permits:
+                assert isinstance(permit, Permit)
+                permit.released()
 
 
 @pytest.mark.parametrize("status_page", [False, True])

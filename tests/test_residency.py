@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.routing.boxes import Box
 from manallm_proxy.routing.residency import (
     FAULTS_LIMIT,
     LOAD_TIMEOUT_MAX,
@@ -153,6 +154,19 @@ def test_which_models_rest() -> None:
     for n in range(PAST_LIMIT):
         load(residency, Entry(Target("gpu", f"m{n}")), 103.0, 103.1, "refused")
     assert (residency.rest("m", 104.0), residency.rest("m1", 104.0) > 0) == (0.0, True)
+
+
+def test_where_nothing_follows_a_flapping_model_is_loaded_all_the_same() -> None:
+    """Late is better than never; one that cannot be loaded at all is skipped there, too."""
+    nobody: Any = None
+    outcomes: list[tuple[Outcome, str | None]] = [("well", None), ("failed", "loading")]
+    for outcome, last in outcomes:
+        box = Box("gpu", nobody, lambda: 27.0, lambda event: None)
+        load(box.residency, M, 10.0, 15.0)
+        load(box.residency, M, 20.0, 25.0, outcome)  # again so soon: a flap, if it is loaded at all
+        box.residency.observed((), 26.0)
+        skips = [box.refusal(M, last=is_last) for is_last in (False, True)]
+        assert [skip and skip.reason for skip in skips] == ["loading", last]
 
 
 def test_what_ollama_hands_on_is_loaded_by_nobody_here() -> None:

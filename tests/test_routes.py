@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from manallm_proxy.gateway.route_table import RouteTable, base_url_advice
 from tests.cases import every
@@ -59,6 +60,22 @@ def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
 def test_an_operators_route_has_one_name(path: str) -> None:
     """Whoever hides it behind nginx hides it by its exact path."""
     assert TABLE.find(path) is None
+
+
+OPERATORS = (
+    *("/v1/requests", "/v1/requests/x", "/v1/explain", "/v1/events", "/v1/health"),
+    *("/metrics", "/readyz", "/openapi.json", "/page/main.js"),
+)
+
+
+async def test_so_has_each_of_ours(tmp_path: Path) -> None:
+    """No slip leads to it: neither slashes, nor a prefix that is missing or doubled."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        for path in OPERATORS:
+            slips = {path.replace("/", "//"), f"/v1{path}", f"{path}/", f"/{path}", path.removeprefix("/v1")}
+            for slip in slips - {path, "/health", "/v1/requests/x/", "/page/main.js/"}:  # /health is another one
+                async with p.client.get(URL(p.url + slip, encoded=True)) as response:
+                    assert (response.status, (await response.json())["error"]["code"]) == (404, "unknown_url"), slip
 
 
 @every(

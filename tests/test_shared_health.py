@@ -270,6 +270,11 @@ def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
     for number in range(3 * TARGETS_LIMIT):
         assert health.merge_update(f"m{number}", SharedState(float(number), cooling_until=1e9))
     assert (len(health.targets), len(health.shared)) == (TARGETS_LIMIT, TARGETS_LIMIT)
+    for number in range(3 * TARGETS_LIMIT):  # and of what is well again
+        at = 1000.0 + number
+        assert health.merge_update(f"n{number}", SharedState(at, cooling_until=1e9))
+        assert health.merge_update(f"n{number}", SharedState(at + 0.5))
+    assert len(health._cleared) == TARGETS_LIMIT
 
 
 def test_alone_nothing_is_noted() -> None:

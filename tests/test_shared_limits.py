@@ -44,7 +44,9 @@ def test_what_passed_elsewhere_is_estimated_where_nobody_can_be_asked() -> None:
     assert [window.take(100.0) for _ in range(4)] == [True, True, True, False]
     assert 0 < window.next_in(100.0) <= SPAN
     assert window.remaining(100.0 + SPAN / 2) == 3
-    assert window.remaining(100.0 + SPAN) == 10
+    window.learn(4, 100.0 + SPAN)
+    assert window.remaining(100.0 + SPAN) == 6, "of what passed here none counts any more"
+    assert window.remaining(100.0 + 2 * SPAN) == 10
 
 
 async def test_a_limit_is_one_for_all(redis: RedisServer, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from manallm_proxy.http_server import aiohttp_internals as internals
+from manallm_proxy.http_server.aiohttp_internals import OneTaskHandler
 from tests.proxy import BIG, HI, POST, Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 from tests.waiting import until
@@ -238,7 +241,8 @@ async def series(p: Proxy) -> set[str]:
 
 @pytest.mark.built_in
 async def test_the_body_has_a_limit(tmp_path: Path) -> None:
-    """413 before the body is read where its length is told, and as soon as it is over where it is not."""
+    """413 before the body is read where its length is told, and as soon as it is over where it is not; also of one
+    that came with its head."""
     async with upstream(each(answers)) as gpu:
         async with proxy(settings({"gpu": openai(gpu.url)}, limits={"body": 1000}), tmp_path) as p:
             url = f"{p.url}/v1/chat/completions"
@@ -250,6 +254,11 @@ async def test_the_body_has_a_limit(tmp_path: Path) -> None:
             for data in (b"x" * 2000, endless()):
                 async with p.client.post(url, data=data) as response:
                     assert (response.status, (await response.json())["error"]["code"]) == (413, "body_too_large")
+                    assert response.headers["Connection"] == "close", "the rest is not read"
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            chunks = b"7d0\r\n" + b"x" * 2000 + b"\r\n0\r\n\r\n"
+            answer = await raw(p, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+            assert answer.startswith(b"HTTP/1.1 413") and b'"body_too_large"' in answer
             async with p.client.post(url, data=b"x", headers={"Content-Encoding": "gzip"}) as response:
                 assert response.status == 415
         assert gpu.posts == []
@@ -257,11 +266,56 @@ async def test_the_body_has_a_limit(tmp_path: Path) -> None:
 
 @pytest.mark.built_in
 async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
-    """One byte of ten, then silence."""
+    """One byte of ten, then silence; and one of which nothing came is not called slow."""
     async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.1}}, tmp_path) as p:
-        answer = await raw(p, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b'"body_timeout"' in answer
+        for begun in (b"{", b""):
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+            answer = await raw(p, head + begun)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b'"body_timeout"' in answer
+        assert b"stalled" in answer
+
+
+@pytest.mark.built_in
+async def test_a_bug_in_a_list_is_a_500(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the shape of all errors, with nothing of it for the client and all of it in the log."""
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("CANARY")
+
+    monkeypatch.setattr("manallm_proxy.gateway.gateway.alias_list", broken)
+    async with proxy(LOOPBACK, tmp_path) as p:
+        code, body = await p.get("/v1/aliases")
+        assert (code, body["error"]["code"]) == (500, "internal_error")
+        assert "CANARY" not in json.dumps(body)
+        [row] = [json.loads(line) for line in p.log.getvalue().splitlines() if '"event":"internal error"' in line]
+        assert (row["exception"], row["where"]) == ("builtins.ZeroDivisionError", "GET request")
+        assert (await p.get("/v1/models"))[0] == 200
+
+
+@pytest.mark.built_in
+async def test_a_body_whose_chunks_break_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the break comes in a later packet: aiohttp's parser then has its error as the next message, and leaves
+    the body as it is. So nobody waits until the body counts as stalled."""
+    whole = b"{}\r\n0\r\n\r\n"
+
+    def take(handler: OneTaskHandler, data: bytes) -> StreamReader | None:
+        return parse(handler, data) if data != whole else EMPTY_PAYLOAD  # as for a next message
+
+    parse = OneTaskHandler.take
+    monkeypatch.setattr(OneTaskHandler, "take", take)
+    monkeypatch.setattr(internals, "ignored_upgrade", lambda _: None)  # which looks at that message
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n")
+        await until(lambda: p.app.gateway.pipeline.exchanges)
+        writer.write(whole)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"transfer encoding is broken" in answer
+        writer.close()
+        assert gpu.posts == []
+        assert '"level":"error"' not in p.log.getvalue()
 
 
 @pytest.mark.built_in

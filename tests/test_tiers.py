@@ -80,6 +80,14 @@ def test_the_fastest_is_first_and_the_others_are_looked_at() -> None:
     assert order(tiers, of, asked(streams=True), STALE + 2) == "ba"
 
 
+def test_until_one_has_answered_each_is_asked_in_its_turn() -> None:
+    """A burst on a fresh proxy: of nobody a pace is known. Then the one that has answered is first."""
+    tiers, of = Tiers(), chain("fastest", a=1, b=1)
+    assert [order(tiers, of, asked(), now)[0] for now in (0.0, 0.1, 0.2, 0.3)] == ["a", "b", "a", "b"]
+    tiers.began(Target("b", "m"), False, 9.0)
+    assert {order(tiers, of, asked(), now) for now in (0.4, 0.5)} == {"ba"}
+
+
 def test_a_conversation_stays_where_it_is() -> None:
     """And moves only if its target is gone; shares are by weight."""
     of, fewer = chain("sticky", a=3, b=1, c=1), chain("sticky", a=3, c=1)

@@ -46,6 +46,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.api import Address
+from manallm_proxy.openai import sse
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
@@ -453,6 +454,8 @@ def _calling(**call: Any) -> list[Json]:
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "else"}}}, "tool_choice"),
+        ({"messages": [{"role": "assistant", "content": 3}]}, "messages[0].content"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"reasoning_effort": "hard"}, "reasoning_effort"),
     ],
@@ -470,6 +473,7 @@ async def test_what_the_caller_got_wrong(gemini: Gemini, upstream: HttpProvider,
         ({"messages": _user({"type": "image_url", "image_url": {"url": "https://x/y.png"}})}, "messages"),
         ({"messages": _user({"type": "file", "file": {"file_id": "f"}})}, "messages"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools"),
+        ({"messages": _calling(type="custom", custom={"name": "x", "input": "y"})}, "messages"),
         ({"functions": [{"name": "x"}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
@@ -529,6 +533,14 @@ async def test_other_legacy_completions(upstream: HttpProvider, fields: Json, pa
     """What has no counterpart is refused, not dropped."""
     error = await failed(upstream, legacy(**fields))
     assert (type(error), error.param) == (Unsupported, param)
+
+
+@pytest.mark.parametrize("prompt", ["", [""], []])
+async def test_a_legacy_completion_of_nothing(gemini: Gemini, upstream: HttpProvider, prompt: Any) -> None:
+    """The caller's mistake, of which Gemini would speak in other words."""
+    error = await failed(upstream, legacy(prompt))
+    assert (type(error), error.param) == (InvalidRequest, "prompt")
+    assert not gemini.asked
 
 
 # --- replies --------------------------------------------------------------------------------------
@@ -591,10 +603,15 @@ async def test_an_answer_to_be_continued(gemini: Gemini, upstream: HttpProvider)
 
 
 async def test_thinking_that_used_up_the_budget(gemini: Gemini, upstream: HttpProvider) -> None:
-    """No content at all with MAX_TOKENS is an answer that was too long, not a broken one."""
-    gemini.has_content({"candidates": [{"finishReason": "MAX_TOKENS"}]})
-    (choice,) = (await answered(upstream, chat()))["choices"]
-    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+    """No content with MAX_TOKENS is an answer that was too long, not a broken one; nor is content without parts."""
+    for candidate in ({}, {"content": {"role": "model"}}, {"content": {"role": "model", "parts": []}}):
+        body = {"candidates": [{**candidate, "finishReason": "MAX_TOKENS"}]}
+        gemini.has_content(body)
+        (choice,) = (await answered(upstream, chat()))["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+        gemini.streams(body)
+        _, last = await streamed(upstream, chat())
+        assert last.done and last.error is None
 
 
 @pytest.mark.parametrize(
@@ -771,6 +788,20 @@ async def test_a_stream_of_something_else(gemini: Gemini, upstream: HttpProvider
     assert isinstance(last.error, BadResponse)
 
 
+async def test_a_stream_of_one_endless_event(
+    gemini: Gemini, upstream: HttpProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held of an event is bounded."""
+    monkeypatch.setattr(sse, "FRAME_LIMIT", 1000)
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"data: " + b"x" * 1000, content_type="text/event-stream")
+
+    gemini.script = script
+    _, last = await streamed(upstream, chat())
+    assert isinstance(last.error, BadResponse) and last.error.detail == "endless event"
+
+
 async def test_a_stream_that_is_dropped(gemini: Gemini, upstream: HttpProvider) -> None:
     """The connection breaks after a chunk: disconnected."""
     gemini.streams(reply({"text": "a"}, finish=None), end="drop")
@@ -941,11 +972,12 @@ async def test_refusals_without_geminis_words(
     assert len(gemini.asked) == 1
 
 
-async def test_a_refusal_whose_json_is_broken(gemini: Gemini, upstream: HttpProvider) -> None:
+@pytest.mark.parametrize("body", [b"{oops", b"[]", b"[1]", b"[{}, {}]", b'{"error": []}', b"null"])
+async def test_a_refusal_whose_json_says_nothing(gemini: Gemini, upstream: HttpProvider, body: bytes) -> None:
     """The status counts."""
 
     async def script(_: web.Request) -> web.Response:
-        return web.Response(body=b"{oops", content_type="application/json", status=503)
+        return web.Response(body=body, content_type="application/json", status=503)
 
     gemini.script = script
     assert type(await failed(upstream, chat())) is ServerFailed

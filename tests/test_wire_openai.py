@@ -312,6 +312,15 @@ def test_every_form_of_error_is_seen(form: str, late: bool) -> None:
     assert out == (start.replace(b'"org/m"', b'"p/org/m"'))
 
 
+def test_an_end_in_error_is_one_where_nothing_was_said() -> None:
+    """Behind words it is the client's to read: the answer has left."""
+    end = frame(chunk(None, finish="error"))
+    _, last, _ = play(frame(chunk("")), end, DONE)
+    assert isinstance(last.error, BadResponse) and last.error.detail == "finish_reason error"
+    out, last, _ = play(frame(chunk("a")), end, DONE)
+    assert last.done and b'"error"' in out
+
+
 def test_error_null_is_none() -> None:
     """Some servers send it in every chunk."""
     _, last, _ = play(frame(chunk("a", error=None)), frame(chunk(None, finish="stop", error=None)), DONE)
@@ -468,6 +477,8 @@ def test_model_lists_of_the_crowd() -> None:
     assert [m.id for m in wire.listed(b'{"data":[{"id":"a","created":5},{"no":1}]}').models] == ["a"]
     assert [m.id for m in wire.listed(b'[{"id":"a"}]').models] == ["a"]
     assert wire.listed(b'{"data":null}') == ModelList()
+    sizes = b'{"data":[{"id":"a","meta":{"size":5}},{"id":"b","meta":{"size":"5"}},{"id":"c","meta":[5]},{"id":"d"}]}'
+    assert [m.size for m in wire.listed(sizes).models] == [5, 0, 0, 0]
     [row] = wire.listed(
         b'{"data":[{"id":"a","supported_parameters":["tools"],"architecture":{"input_modalities":["text"]}}]}'
     ).models
@@ -992,7 +1003,10 @@ def test_nor_is_it_one_for_a_door_that_translates(quiet: bytes) -> None:
         assert (got, last.done, last.error) == (plain, True, None)
 
 
-@pytest.mark.parametrize("nothing", [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0}])
+@pytest.mark.parametrize(
+    "nothing",
+    [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0, "metadata": {}, "details": []}],
+)
 def test_an_error_that_says_nothing_is_none(nothing: object) -> None:
     """Some servers send the key with every good answer, streamed or whole."""
     out, last, _ = play(frame({**chunk("a"), "error": nothing}), frame(chunk(None, finish="stop")), DONE)

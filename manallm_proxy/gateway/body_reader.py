@@ -92,14 +92,11 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     if length > limits.body:
         raise _too_large(limits.body)
     ask_for_body(request)
-    try:
-        if request.content.is_eof():  # it came with its head, as most do: no timer is needed
-            part = take_body(request.content)
-            if len(part) > limits.body:
-                raise _too_large(limits.body)
-            return part
-    except web.RequestPayloadError:
-        raise _broken() from None
+    if request.content.is_eof():  # it came with its head, as most do: no timer is needed
+        part = take_body(request.content)
+        if len(part) > limits.body:
+            raise _too_large(limits.body)
+        return part
     size, late, loop = 0, 0.0, asyncio.get_running_loop()
     try:
         if is_long(request) and request.transport is not None and request.content_length is not None:
@@ -124,12 +121,8 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
             raise BodyTimeout(slow) from None
         raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s (limits.body_timeout)") from None
     except web.RequestPayloadError:
-        raise _broken() from None
+        raise InvalidRequest("the body's transfer encoding is broken") from None
     return body.take()
-
-
-def _broken() -> InvalidRequest:
-    return InvalidRequest("the body's transfer encoding is broken")
 
 
 def _too_large(limit: int) -> BodyTooLarge:

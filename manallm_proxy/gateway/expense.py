@@ -21,7 +21,7 @@ from attrs import field
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.budgets import Budget, Limit, written_out
 from manallm_proxy.contract.errors import BudgetExceeded
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target
@@ -104,13 +104,11 @@ class Expense:
                     return self._skip(account.name, limit)
         return None
 
-    def gate(self, entry: Entry) -> Skip | None:
-        """As `refusal`; if there is none, reserves what the attempt may cost until it has ended."""
-        if (skip := self.refusal(entry)) is not None:
-            return skip
+    def admit(self, entry: Entry) -> None:
+        """Reserves what an attempt that `refusal` lets pass may cost, until it has ended; if a server counts for all,
+        that is done before the call (5)."""
         if not self.generation.limits.spend.is_on:
             self._reserve_here(entry)
-        return None
 
     def _over(self, account: Account, entry: Entry) -> Limit | None:
         limits, shared = self._limits(account, entry), self.generation.limits.spend
@@ -270,11 +268,10 @@ class Expense:
 
 
 def expense_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Expense | None:
-    """The expense of one request; None if no budget applies, or no model is asked."""
+    """The expense of one request; None if no budget applies."""
     accounts = accounts_of(caller, chain) if caller is not None or chain.budget is not None else ()
     limited = caller if caller is not None and caller.key.tokens_per_minute is not None else None
-    asks_nobody = call.answer is not None or call.endpoint is Endpoint.COUNT_TOKENS
-    if asks_nobody or (limited is None and not accounts):
+    if limited is None and not accounts:
         return None
     choices = min(max(asked_number(call, "n"), 1), MOST_CHOICES)
     return Expense(generation, accounts, limited, *expected_tokens(call), choices, call.summary.stream)

@@ -102,7 +102,10 @@ def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, Callable[[E
     """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing."""
 
     def gate(entry: Entry, is_last: Callable[[Entry], bool]) -> Skip | None:
-        return expense.refusal(entry) or gates.gate(entry, is_last) or expense.gate(entry)
+        skip = expense.refusal(entry) or gates.gate(entry, is_last)
+        if skip is None:
+            expense.admit(entry)
+        return skip
 
     return gate
 

@@ -78,8 +78,6 @@ class RouteTable:
         """
         paths = [path, path.removeprefix("/v1")] if forgiving and path.startswith("/v1/") else [path]
         for each in paths:
-            if each in self._exact and each != path:
-                continue  # /health is liveness, not /v1/health
             before, variable, after = each.partition("{id}")
             if variable:
                 route = self._open.setdefault((before, after), Route(each, forgiving))

@@ -215,8 +215,8 @@ class OneTaskHandler(RequestHandler):
 
     async def _read_rest(self, payload: StreamReader) -> None:
         """Drops the rest of a body that the handler did not read: closing at once would send RST, on which the client's
-        system drops the answer. If it does not arrive in time, the connection ends."""
-        with contextlib.suppress(TimeoutError):
+        system drops the answer. If it does not arrive in time, or breaks, the connection ends."""
+        with contextlib.suppress(TimeoutError, web.RequestPayloadError):
             async with asyncio.timeout(self._lingering_time):
                 while not payload.is_eof() and not self._force_close:
                     await payload.readany()

@@ -142,6 +142,9 @@ class _Connection(internals.OneTaskHandler):
             return
         payload = self.take(data)
         if payload is not None:
+            if not between and not self._payload.is_eof():
+                # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
+                self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
             self._payload = payload
             self._head_size = 0
             self._left = self._body_left(data, payload)

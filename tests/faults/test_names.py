@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from attrs import define, field
 
+from manallm_proxy.http_client import pool
+from manallm_proxy.http_client.api import Address
 from tests.faults.before import LIMIT
 from tests.faults.dialects import DIALECTS
 from tests.faults.matrix import turns
 from tests.faults.scene import ask
 from tests.proxy import openai, proxy, settings
-from tests.upstreams import answers, each, upstream
+from tests.upstreams import answers, each, status, upstream
 from tests.waiting import until
 
 LONGEST = 20.0
@@ -29,6 +31,7 @@ class Names:
     """What the resolver answers for names below ``.test``: an address, nothing, or never."""
 
     known: set[str] = field(factory=set)
+    address: str = "127.0.0.1"
     hanging: set[str] = field(factory=set)
     go: threading.Event = field(factory=threading.Event)
     asked: list[str] = field(factory=list)
@@ -42,7 +45,7 @@ class Names:
             self.go.wait(LONGEST)
         if name not in self.known:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return REAL("127.0.0.1", *arguments, **options)
+        return REAL(self.address, *arguments, **options)
 
 
 REAL = socket.getaddrinfo
@@ -66,10 +69,44 @@ async def test_a_name_that_fails_and_recovers(tmp_path: Path, names: Names, kind
             reply = await ask(p, "chat")
             assert (reply.status, reply.resolved) == (200, "good/m")
             assert '"detail":"dns"' in p.log.getvalue()
+            assert '"level":"error"' not in p.log.getvalue(), "a name that is not there is no fault of ours"
             names.known.add("gpu.test")
             async with asyncio.timeout(5):
                 while (await ask(p, "chat")).resolved != "bad/m":
                     await asyncio.sleep(0.05)
+
+
+@pytest.mark.built_in
+async def test_a_name_is_looked_up_now_and_then(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each connection; but again before long, since it may have another address by then."""
+    monkeypatch.setattr(pool, "DNS_TTL", 0.2)
+    names.known.add("gpu.test")
+    async with upstream(each(status("200 OK", extra="Connection: close\r\n"))) as gpu:
+        connections = pool.Pool(Address("gpu", f"http://gpu.test:{gpu.port}"))
+
+        async def looked_up() -> int:
+            response = await connections.request("POST", "x", request_id=None, body=b"{}", connect=1)
+            response.close()
+            return len(names.asked)
+
+        assert [await looked_up() for _ in range(3)] == [1, 1, 1]
+        await asyncio.sleep(0.2)
+        assert [await looked_up() for _ in range(2)] == [2, 2]
+        assert len(gpu.connections) == 5
+        await connections.close()
+
+
+@pytest.mark.built_in  # aiohttp's client, which only forward proxies need, keeps it for ten seconds
+async def test_a_name_that_moves_is_looked_up_again(tmp_path: Path, names: Names) -> None:
+    """Once nobody is at the address that was known: the next request goes to the new one."""
+    names.known.add("gpu.test")
+    names.address = "127.0.0.2"
+    async with upstream(each(answers)) as gpu:
+        config = settings({"gpu": openai(f"http://gpu.test:{gpu.port}")}, health={"failure_threshold": 9})
+        async with proxy(config, tmp_path) as p:
+            assert (await ask(p, "chat")).status == 503
+            names.address = "127.0.0.1"
+            assert (await ask(p, "chat")).status == 200
 
 
 async def test_a_resolver_that_hangs_costs_connect(tmp_path: Path, names: Names) -> None:

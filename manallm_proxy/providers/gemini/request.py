@@ -164,7 +164,7 @@ def _prompt(prompt: object) -> str:
         prompt = prompt[0]
     if isinstance(prompt, list) and prompt and all(isinstance(p, str | list) for p in prompt):
         raise Unsupported("Gemini takes one prompt a request: send them one by one", param="prompt")
-    if isinstance(prompt, list | int):
+    if isinstance(prompt, int) or (prompt and isinstance(prompt, list)):
         raise Unsupported("Gemini takes no token ids: send the prompt as a string", param="prompt")
     if not prompt:
         raise InvalidRequest("'prompt' is empty", param="prompt")

@@ -76,10 +76,8 @@ def without_developers(call: Call) -> Call:
     return changed
 
 
-def refused_thinking(call: Call, refusal: bytes) -> str:
+def refused_thinking(refusal: bytes) -> str:
     """What a `refusal` of Messages is about: `UNSIGNED` or `MISSED`; empty: neither."""
-    if call.endpoint is Endpoint.RESPONSES:
-        return ""
     return UNSIGNED if refuses_signatures(refusal) else MISSED if _MISSED.search(refusal) else ""
 
 

@@ -144,7 +144,7 @@ def _refused(call: Call, refusal: bytes) -> str:
         return DEVELOPERS
     if call.endpoint is Endpoint.RESPONSES:
         return refused_response_hint(refusal)
-    return refused_thinking(call, refusal) or refused_hint(call, refusal)
+    return refused_thinking(refusal) or refused_hint(call, refusal)
 
 
 def _without(call: Call, refused: Collection[str]) -> Call:
