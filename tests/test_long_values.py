@@ -58,16 +58,20 @@ def outcome(body: bytes) -> object:
     return [(key, bytes(value), spans[key]) for key, value in values.items()]
 
 
-@given(st.lists(st.tuples(KEYS, VALUES), max_size=5), JUNK, JUNK, st.integers(0, 999), st.booleans())
-@hypothesis_settings(max_examples=examples(150))
-def test_a_long_body_is_read_as_a_short_one(
-    members: list[tuple[str, Any]], before: bytes, within: bytes, where: int, spaced: bool
-) -> None:
-    """The same values at the same places, or the same refusal: keys given twice, decoys in values, broken bodies."""
+@st.composite
+def bodies(draw: st.DrawFn, least: int = 0) -> bytes:
+    """Objects of at least so many members, with something odd before them or within."""
+    members, spaced = draw(st.lists(st.tuples(KEYS, VALUES), min_size=least, max_size=5)), draw(st.booleans())
     rows = [json.dumps(key) + (" : " if spaced else ":") + json.dumps(value) for key, value in members]
     text = ("{" + (" ,\n" if spaced else ",").join(rows) + "}").encode()
-    cut = where % (len(text) + 1)
-    body = before + text[:cut] + within + text[cut:]
+    cut = draw(st.integers(0, len(text)))
+    return draw(JUNK) + text[:cut] + draw(JUNK) + text[cut:]
+
+
+@given(bodies())
+@hypothesis_settings(max_examples=examples(150))
+def test_a_long_body_is_read_as_a_short_one(body: bytes) -> None:
+    """The same values at the same places, or the same refusal: keys given twice, decoys in values, broken bodies."""
     expected = outcome(body)
     for split in (False, True):
         with everything_is_long(split):
@@ -83,16 +87,10 @@ def a_few_bytes_are_large() -> Iterator[None]:
         yield
 
 
-@given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=5), JUNK, JUNK, st.integers(0, 999), st.booleans())
+@given(bodies(least=1))  # one that is empty is refused anyway
 @hypothesis_settings(max_examples=examples(100))
-def test_one_of_megabytes_is_read_piece_by_piece_as_in_one_go(
-    members: list[tuple[str, Any]], before: bytes, within: bytes, where: int, spaced: bool
-) -> None:
+def test_one_of_megabytes_is_read_piece_by_piece_as_in_one_go(body: bytes) -> None:
     """The same values at the same places; and what is refused there is refused here."""
-    rows = [json.dumps(key) + (" : " if spaced else ":") + json.dumps(value) for key, value in members]
-    text = ("{" + (" ,\n" if spaced else ",").join(rows) + "}").encode()
-    cut = where % (len(text) + 1)
-    body = before + text[:cut] + within + text[cut:]
     expected = outcome(body)
     with a_few_bytes_are_large():
         found = outcome(body)
