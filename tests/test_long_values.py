@@ -98,13 +98,15 @@ def test_one_of_megabytes_is_read_piece_by_piece_as_in_one_go(body: bytes) -> No
 
 
 WORDS = b'"%b"' % (b"a few words " * 100_000)
+MANY = 10**6
+"""Levels that no decoder follows: Python 3.11 gives up after some 1,000, 3.14 after some 100,000."""
 
 
 BROKEN: dict[str, tuple[bytes, str, str | None]] = {
     "a key twice": (b'{"model":1,"messages":[%b],"model":2}' % WORDS, "a key is given twice", "model"),
     "a long one twice": (b'{"messages":%b,"messages":%b}' % (WORDS, WORDS), "a key is given twice", "messages"),
     "no text": (b'{"messages":[%b\xff"]}' % WORDS[:-1], "the body is not valid UTF-8", None),
-    "nested": (b'{"messages":%b%b%b}' % (b"[" * 2000, WORDS, b"]" * 2000), "the body is nested too deeply", None),
+    "nested": (b'{"messages":%b%b%b}' % (b"[" * MANY, WORDS, b"]" * MANY), "the body is nested too deeply", None),
     "a comma too many": (b'{"messages":[%b],,"model":1}' % WORDS, "the body is not valid JSON", None),
     "a comma at the end": (b'{"messages":[%b],}' % WORDS, "the body is not valid JSON", None),
     "a comma between two": (b'{"messages":%b,,"input":%b}' % (WORDS, WORDS), "the body is not valid JSON", None),

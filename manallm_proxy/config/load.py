@@ -70,11 +70,17 @@ def find_any(environ: Mapping[str, str], explicit: str | None = None) -> Path | 
 
 
 def _is_there(place: Path) -> bool:
-    """Whether something is there; also if that cannot be seen, as in a folder of other users: reading it says why."""
+    """Whether something is there; also if that cannot be seen, as in a folder of other users: reading it says why.
+
+    `Path.exists` denies what it cannot see since Python 3.14.
+    """
     try:
-        return place.exists()
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name with a zero byte in it
+        return False
     except OSError:
         return True
+    return True
 
 
 def load(
