@@ -50,7 +50,9 @@ def measure(results: Results, layout: machine.Layout, *, quick: bool) -> None:
 
 def main() -> int:
     quick = bool(chosen("QUICK"))
-    names = chosen("ONLY").split() or (["ours", "before", "nginx"] if quick else [peer.name for peer in everyone(0)])
+    names = chosen("ONLY").split() or (
+        ["ours", "before", "nginx"] if quick else [peer.name for peer in everyone(0) if not peer.asked]
+    )
     layout = machine.Layout.choose(chosen("CORES"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < DESCRIPTORS:

@@ -47,6 +47,8 @@ class Peer:
     """Seconds until it must answer."""
     everywhere: bool = False
     """It listens on all addresses: only for a network of our own."""
+    asked: bool = False
+    """Measured only where ``ONLY`` names it."""
 
 
 def run(*command: str | Path, limit: float = 1200) -> str:
@@ -255,6 +257,18 @@ WAS = Peer(
 NGINX = Peer("nginx", "nginx", nginx_version, nginx)
 
 
+def floor(name: str) -> Callable[[Site], list[str]]:
+    return lambda site: [sys.executable, "-m", "bench.floor", name, str(site.port), str(site.upstream)]
+
+
+FLOOR = Peer(
+    *("protocols", "two protocols in Python", lambda: "", floor("protocols")), environ=OURS.environ, asked=True
+)  # fmt: skip
+STACK = Peer(
+    *("stack", "our server and pool alone", lambda: "", floor("stack")), environ=OURS.environ, asked=True
+)  # fmt: skip
+
+
 def everyone(upstream: int) -> list[Peer]:
     """All that a full run measures. Portkey's gateway is told its upstream by each request."""
     return [
@@ -297,4 +311,6 @@ def everyone(upstream: int) -> list[Peer]:
             headers={"Authorization": "Bearer unused"},
             start_timeout=120,
         ),
+        FLOOR,
+        STACK,
     ]
