@@ -20,6 +20,8 @@ from tests.upstreams import Connection, Seen, answers, each, upstream
 MIB = 2**20
 LONG = 9 * MIB // 2
 """Bytes: more than one call may scan or join, see test_peak_memory."""
+PATIENT: dict[str, Any] = {"timeouts": {"first_byte": 60}}
+"""A loaded machine takes more than the usual five seconds for so much."""
 
 
 def unwanted(asked: Any) -> str:
@@ -41,7 +43,7 @@ async def test_the_memory_of_a_history_that_is_written_anew(size: int, tmp_path:
     """Of long texts, in letters that take Python four times as much, and of many texts: three times its bytes and a
     megabyte or two are taken, and some of the 4 MiB that malloc keeps for each thread."""
     async with upstream(each(strict(unwanted, answers))) as gpu:
-        async with process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
+        async with process(settings({"gpu": openai(gpu.url)}, **PATIENT), tmp_path) as running:
             port = int(running.url.rpartition(":")[2])
             for model in ("reasoning", "alternate", "system"):
                 role = "system" if model == "system" else "user"
@@ -83,7 +85,7 @@ async def test_the_memory_of_turns_of_anthropics(size: int, is_signed: bool, tmp
     asked = {"model": "p/m", "max_tokens": 9, "messages": [{"role": "user", "content": "go"}, *turns]}
     body = json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
     async with upstream(each(answered)) as up:
-        async with process(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as running:
+        async with process(settings({"p": openai(up.url, speaks=["messages"])}, **PATIENT), tmp_path) as running:
             with peak(running.pid) as taken:
                 answer = await raw_post(int(running.url.rpartition(":")[2]), "/v1/messages", body)
             assert answer.startswith(b"HTTP/1.1 200")
