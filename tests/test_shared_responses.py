@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.proxy import openai, proxy, settings
+from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until
@@ -66,3 +69,54 @@ async def test_a_response_that_is_poisoned_is_unknown(redis: RedisServer, tmp_pa
             assert (await other.post("/v1/responses", body))[0] in (400, 404)
             assert (await one.post("/v1/responses", {**body, "store": False}))[0] == 200
             await until(lambda: not any(b":response:" in name for name in redis.names()))
+
+
+async def deleted(p: Proxy, id_: str) -> int:
+    async with p.client.delete(f"{p.url}/v1/responses/{id_}") as response:
+        return response.status
+
+
+async def test_a_deleted_response_stays_deleted_whatever_is_on_its_way(redis: RedisServer, tmp_path: Path) -> None:
+    """Deleted as soon as it is answered, while megabytes of it are still being written."""
+    async with upstream(each(answers)) as server:
+        async with proxy(settings({"up": openai(server.url)}, state=redis.url), tmp_path) as p:
+            for _ in range(3):
+                body = io.BytesIO(json.dumps({"input": "x" * 3_000_000}).encode())
+                async with p.client.post(f"{p.url}/v1/responses", data=body) as response:
+                    made = await response.json()
+                assert await deleted(p, made["id"]) == 200
+                behind = p.app.gateway.shared._behind
+                assert behind is not None
+                await asyncio.gather(*behind._tasks)
+                await until(lambda: any(b"deleted" in (redis.client().get(name) or b"") for name in redis.names()))
+                assert (await p.get(f"/v1/responses/{made['id']}"))[0] == 404
+                redis.client().flushall()
+
+
+async def test_what_is_deleted_while_the_server_is_away_is_deleted_there_too(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """Once it is back; for all instances, also where it refuses what takes room, and where this process ends soon."""
+    two = tmp_path / "two"
+    two.mkdir()
+    async with upstream(each(answers)) as server:
+        config = settings({"up": openai(server.url)}, state=redis.url)
+        async with proxy(config, two) as other:
+            async with proxy(config, tmp_path) as one:
+                made = [(await one.post("/v1/responses", {"input": "a"}))[1]["id"] for _ in range(2)]
+                await until(lambda: redis.client().dbsize() == 4)
+                redis.stop()
+                assert [await deleted(one, id_) for id_ in made] == [200, 200]
+                assert (await one.get(f"/v1/responses/{made[0]}"))[0] == 404
+                redis.go_on()
+                assert (await one.get(f"/v1/responses/{made[0]}"))[0] == 404
+                await until(lambda: not one.app.gateway.shared._deleted)
+                assert [(await other.get(f"/v1/responses/{id_}"))[0] for id_ in made] == [404, 404]
+                last = (await one.post("/v1/responses", {"input": "b"}))[1]["id"]
+                await until(lambda: redis.client().dbsize() == 6)
+                redis.client().config_set("maxmemory", 1)
+                assert await deleted(one, last) == 200
+                await until(lambda: "refuses our commands (OOM)" in one.log.getvalue())
+                assert (await other.get(f"/v1/responses/{last}"))[0] == 404
+                redis.client().config_set("maxmemory", 0)
+            assert (await other.get(f"/v1/responses/{last}"))[0] == 404
