@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from manallm_proxy.process import spend_file
 from tests.cases import every
 from tests.figures import value
 from tests.native_servers import speaks_messages, speaks_responses
-from tests.proxy import HI, Proxy, openai, process, proxy, settings, written
+from tests.proxy import HI, POST, Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
 from tests.upstreams import DONE, USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
 from tests.waiting import until
@@ -367,6 +368,34 @@ async def test_each_token_of_a_shared_answer_is_paid_once(both_leave: bool, tmp_
                 assert value(told, "mana_llm_tokens_total", provider="cloud", model="m", type=kind) == number
             _, _, headers = await ask(p, seed=1)
             assert int(headers["x-ratelimit-remaining-tokens"]) < 1000 - 5
+
+
+async def test_who_leaves_while_a_shared_answer_waits_for_it_pays_what_is_on_the_bill(tmp_path: Path) -> None:
+    """The provider has sent all, and said what it costs, before this client has read much of it."""
+
+    async def long(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        for _ in range(30):
+            await connection.chunk(chunk("x" * 100_000))
+        await connection.chunk(chunk(finish="stop") + USAGE + DONE)
+        await connection.end()
+
+    async with upstream(each(long)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        async with proxy(with_budget(config, budget={"day": "100000 USD"}), tmp_path) as p:
+            exchanges, flights = p.app.gateway.pipeline.exchanges, p.app.gateway.generation.answers.flights
+            with socket.socket() as slow:
+                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                slow.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(slow, ("127.0.0.1", p.port))
+                body = b'{"messages":[],"stream":true,"max_tokens":100}'
+                await loop.sock_sendall(slow, POST.replace(b"15", b"%d" % len(body)).partition(b"{")[0] + body)
+                await until(lambda: len(cloud.posts) == 1 and exchanges and not flights)
+            await until(lambda: spent(p, "alias mana/test") > 0)
+            assert spent(p, "alias mana/test") == pytest.approx(0.5)
+            await until(lambda: '"completion_tokens":2' in p.log.getvalue())
 
 
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
