@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -545,6 +546,29 @@ async def test_a_file_that_is_none_of_ours_is_set_aside(content: bytes, tmp_path
             assert f"budgets are kept in {tmp_path / 'kept.json'}" in p.log.getvalue()
         assert kept(tmp_path / "kept.json") == pytest.approx(0.5)
         assert (tmp_path / "kept.json.unreadable").read_bytes() == content
+
+
+def test_a_file_of_another_user_is_set_aside() -> None:
+    """Of one who served here before us, say root: the next write would replace what it counted."""
+    with tempfile.TemporaryDirectory() as folder:  # whose parents are everybody's
+        Path(folder).chmod(0o777)
+        path = Path(folder) / "spend.json"
+        path.write_text(before := '{"version":1,"spent":[["key a",20000,4.0,40]]}')
+        path.chmod(0)
+        with contextlib.ExitStack() as again:
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+                again.callback(os.seteuid, 0)
+            rows, wrong = spend_file.read(path)
+            spend_file.write(path, [("key a", 20_001, 1.0, 10)])
+        assert rows == []
+        assert (
+            wrong == "it cannot be read (Permission denied); it is spend.json.unreadable now, and counting begins at 0"
+        )
+        assert spend_file.read(path) == ([("key a", 20_001, 1.0, 10)], None)
+        aside = path.with_name("spend.json.unreadable")
+        aside.chmod(0o600)
+        assert aside.read_text() == before
 
 
 @pytest.mark.parametrize("made", [os.mkfifo, partial(os.symlink, "/dev/null"), os.mkdir])
