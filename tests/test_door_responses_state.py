@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
+import io
 import json
+import os
+import signal
 import threading
 import tracemalloc
 from pathlib import Path
@@ -16,7 +21,7 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Overloaded
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.responses import store as store_file
 from manallm_proxy.doors.responses.items import Conversation
@@ -24,7 +29,7 @@ from manallm_proxy.doors.responses.native import NativeForm
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
-from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
+from manallm_proxy.doors.responses.workers_store import PART, WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.openai import deferred_free
@@ -34,6 +39,7 @@ from tests.described import conforms
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.responses import Clock, Opened
 from tests.stall import raw_post
+from tests.supervised import pids
 from tests.upstreams import answers, each, upstream
 
 USER = {"role": "user", "content": "hi"}
@@ -325,7 +331,7 @@ async def test_workers_find_what_another_keeps() -> None:
         count = 2
 
         async def ask_one(self, worker: int, question: str) -> str | None:
-            return answer_question(memories[worker], question) if worker in memories else None
+            return answer_question(memories[worker], question) if worker in memories else ""
 
     one, two = (WorkersStore(memories[number], Others()) for number in (1, 2))
     id_, item, gone = one.new_id("resp"), one.new_id("msg"), MemoryStore(Clock(), worker=3).new_id("resp")
@@ -349,6 +355,94 @@ async def test_workers_find_what_another_keeps() -> None:
     assert not await two.drop("bob", id_)
     assert await two.drop("alice", id_)
     assert await one.response("alice", id_) is None
+
+
+@given(
+    st.lists(st.sampled_from([2, 9, PART // 2, PART - 7, PART, PART + 1, 3 * PART + 2]), min_size=1, max_size=6),
+    st.integers(0, 6),
+    st.integers(0, 12),
+)
+async def test_what_is_long_comes_in_parts(sizes: list[int], inputs: int, left: int) -> None:
+    """Never as one long message, and never half of it: one that is deleted meanwhile is not there."""
+    keeper, asked = MemoryStore(Clock(), worker=1), 0
+    id_ = keeper.new_id("resp")
+
+    class Others:
+        count = 2
+
+        async def ask_one(self, worker: int, question: str) -> str | None:
+            nonlocal asked
+            asked += 1
+            if asked == left:
+                keeper.forget("alice", id_)
+            answer = answer_question(keeper, question)
+            assert len(answer) < 2 * PART
+            return answer
+
+    rows = [b"%d" % n * size for n, size in enumerate(sizes)]
+    input_, output = tuple(rows[:inputs]), tuple(rows[inputs:])
+    keeper.keep("alice", one := Stored(id_, rows[0], input_, output, tuple(f"msg_{n}" for n in range(len(output)))))
+    asker = WorkersStore(MemoryStore(Clock(), worker=2), Others())
+    assert await asker.response("alice", id_) == (one if not 0 < left <= asked else None)
+    if left > asked:
+        left = 0
+    items = dict(zip(one.output_ids, one.output, strict=True))
+    found = await asker.items("alice", one.output_ids)
+    assert found == items if not 0 < left <= asked else found.items() <= items.items()
+
+
+async def test_a_worker_that_does_not_answer_may_have_what_is_asked_for() -> None:
+    """So it is not said to be unknown, and nothing is deleted; what a request can do without, it does without."""
+
+    class Silent:
+        count = 2
+
+        async def ask_one(self, worker: int, question: str) -> str | None:
+            return None
+
+    theirs = MemoryStore(Clock(), worker=1)
+    store = WorkersStore(MemoryStore(Clock(), worker=2), Silent())
+    for asking in (store.response(None, theirs.new_id("resp")), store.drop(None, theirs.new_id("resp"))):
+        with pytest.raises(Overloaded, match="does not answer now; try again") as raised:
+            await asking
+        assert raised.value.retry_after == 1.0
+    assert await store.items(None, [theirs.new_id("rs"), "rs_1"]) == {}
+    opened = Opened()
+    opened.door.store = store
+    reply = (await opened.ask()).reply
+    assert not await reply.is_known(b'{"id":"%b"}' % theirs.new_id("resp").encode())
+
+
+async def test_a_long_response_of_another_worker_keeps_nobody(tmp_path: Path) -> None:
+    """Megabytes, over two processes; and one that hangs is not taken for one that has nothing."""
+    async with upstream(each(answers)) as server:
+        async with process(settings({"p": openai(server.url)}), tmp_path, None, "--workers", "2") as running:
+            path, ids = f"{running.url}/v1/responses", dict[str, str]()
+            while len(ids) < 2:
+                async with aiohttp.ClientSession() as client:  # a connection of its own
+                    body = io.BytesIO(json.dumps({"input": "x" * 3_000_000}).encode())
+                    async with client.post(path, data=body) as response:
+                        id_ = (await response.json())["id"]
+                        ids[id_[5:9]] = id_
+            for _ in range(4):
+                for id_ in ids.values():
+                    async with aiohttp.ClientSession() as client, client.get(f"{path}/{id_}/input_items") as response:
+                        assert response.status == 200
+                        assert len(await response.read()) > 3_000_000
+            hung = (await pids(running.url))["1"]
+            os.kill(hung, signal.SIGSTOP)
+            codes = set()
+            try:
+                async with asyncio.timeout(20):
+                    while 503 not in codes:
+                        wait = aiohttp.ClientTimeout(total=4)
+                        async with aiohttp.ClientSession(timeout=wait) as client:
+                            with contextlib.suppress(TimeoutError):  # the hung one's own connection
+                                async with client.get(f"{path}/{ids['0001']}") as response:
+                                    codes.add(response.status)
+            finally:
+                os.kill(hung, signal.SIGCONT)
+            assert codes == {503}
 
 
 def test_the_supervisor_passes_questions_on() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from attrs import evolve, field
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Overloaded
 from manallm_proxy.contract.provider import VISION, Call, Endpoint
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import no_headers
@@ -153,7 +153,10 @@ class ResponsesDoor:
         return {n: found[id_] for n, id_ in wanted.items()}
 
     async def _knows(self, owner: Owner, id_: str) -> bool:
-        return await self.store.response(owner, id_) is not None
+        try:
+            return await self.store.response(owner, id_) is not None
+        except Overloaded:  # another worker does not answer: a new answer is better than none
+            return False
 
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
         loop, here = asyncio.get_running_loop(), threading.get_ident()

@@ -2,20 +2,27 @@
 
 So storing sends no message, and a client that continues a response at once, over a connection to another worker, finds
 it. A worker's responses are lost when it ends; then they count as expired.
+
+Long ones are fetched in parts: a picture of 8 MB in one message would hold up both workers, and the supervisor between
+them, for a quarter of a second, and one of 24 MB would not come in time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, Protocol
 
 import msgspec
-from attrs import field
+from attrs import evolve, field
 
+from manallm_proxy.contract.errors import Overloaded
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.doors.responses.store import LONGEST_ID, MemoryStore, Owner, Stored
+from manallm_proxy.openai.joined import joined_parts
 
+PART: Final = 128 * 1024
+"""Max bytes of one part."""
 _ID: Final = re.compile(r"[a-z]{1,8}_([0-9a-f]{4})[0-9a-f]{44}")
 
 
@@ -26,6 +33,8 @@ class Question:
     what: Literal["response", "items", "drop"]
     owner: Owner
     ids: tuple[str, ...]
+    at: int | None = None
+    """Where the part begins that is wanted of a long answer, in bytes."""
 
 
 @frozen
@@ -35,6 +44,12 @@ class Found:
     response: Stored | None = None
     items: dict[str, bytes] = field(factory=dict, repr=False)
     dropped: bool = False
+    sizes: tuple[int, ...] = ()
+    """Of a long answer: bytes of what is left out of it, and follows in parts: the shell, all input, all output; or the
+    items. Of a part: bytes of all that it is a part of."""
+    inputs: int = 0
+    """How many of these are input."""
+    part: bytes = field(default=b"", repr=False)
 
 
 _QUESTION: Final = msgspec.json.Decoder(Question)
@@ -49,7 +64,7 @@ class OtherWorkers(Protocol):
         """How many workers there are; they are numbered from 1."""
 
     async def ask_one(self, worker: int, question: str) -> str | None:
-        """The answer of `worker`; None if it is gone or does not answer."""
+        """The answer of `worker`; empty if it is gone, None if it does not answer in time."""
 
 
 def answer_question(memory: MemoryStore, question: str) -> str:
@@ -57,12 +72,41 @@ def answer_question(memory: MemoryStore, question: str) -> str:
     asked = _QUESTION.decode(question)
     match asked.what:
         case "response":
-            found = Found(response=memory.find(asked.owner, asked.ids[0]))
+            response = memory.find(asked.owner, asked.ids[0])
+            found = Found() if response is None else _found_response(response, asked.at)
         case "items":
-            found = Found(items=memory.find_items(asked.owner, asked.ids))
+            found = _found_items(memory.find_items(asked.owner, asked.ids), asked.at)
         case "drop":
             found = Found(dropped=memory.forget(asked.owner, asked.ids[0]))
     return msgspec.json.encode(found).decode()
+
+
+def _found_response(response: Stored, at: int | None) -> Found:
+    rows = (response.shell, *response.input, *response.output)
+    sizes = tuple(map(len, rows))
+    if at is not None:
+        return _part(rows, at, sum(sizes))
+    if sum(sizes) <= PART:
+        return Found(response)
+    return Found(evolve(response, shell=b"", input=(), output=()), sizes=sizes, inputs=len(response.input))
+
+
+def _found_items(items: dict[str, bytes], at: int | None) -> Found:
+    sizes = tuple(map(len, items.values()))
+    if at is not None:
+        return _part(items.values(), at, sum(sizes))
+    return Found(items=items) if sum(sizes) <= PART else Found(items=dict.fromkeys(items, b""), sizes=sizes)
+
+
+def _part(rows: Iterable[bytes], at: int, size: int) -> Found:
+    """The part of `rows`, of `size` bytes one after the other, that begins `at` so many."""
+    found, room = [], PART
+    for row in rows:
+        if at < len(row) and room:
+            found.append(row[at : at + room])
+            room -= len(found[-1])
+        at = max(0, at - len(row))
+    return Found(part=b"".join(found), sizes=(size,))
 
 
 @define(eq=False)
@@ -85,7 +129,7 @@ class WorkersStore:
         worker = self._keeper(id_)
         if worker is None:
             return self.memory.find(owner, id_)
-        return (await self._ask(worker, Question("response", owner, (id_,)))).response
+        return (await self._sure(worker, Question("response", owner, (id_,)))).response
 
     async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
         by_worker: dict[int | None, list[str]] = {}
@@ -95,7 +139,7 @@ class WorkersStore:
         found = self.memory.find_items(owner, by_worker.pop(None, ()))
         for worker, theirs in by_worker.items():
             assert worker is not None
-            found |= (await self._ask(worker, Question("items", owner, tuple(theirs)))).items
+            found |= await self._found(worker, Question("items", owner, tuple(theirs)))
         return found | await self._foreign(owner, [id_ for theirs in asked for id_ in theirs if id_ not in found])
 
     async def _foreign(self, owner: Owner, ids: list[str]) -> dict[str, bytes]:
@@ -104,14 +148,14 @@ class WorkersStore:
         for worker in range(1, self.others.count + 1):
             missing = tuple(id_ for id_ in ids if id_ not in found)
             if missing and worker != self.memory.worker:
-                found |= (await self._ask(worker, Question("items", owner, missing))).items
+                found |= await self._found(worker, Question("items", owner, missing))
         return found
 
     async def drop(self, owner: Owner, id_: str) -> bool:
         worker = self._keeper(id_)
         if worker is None:
             return self.memory.forget(owner, id_)
-        return (await self._ask(worker, Question("drop", owner, (id_,)))).dropped
+        return (await self._sure(worker, Question("drop", owner, (id_,)))).dropped
 
     def _keeper(self, id_: str) -> int | None:
         """The worker to ask; None if it is this one, or the id is not one of ours."""
@@ -119,6 +163,56 @@ class WorkersStore:
         worker = int(match[1], 16) if match is not None else self.memory.worker
         return None if worker == self.memory.worker else worker
 
-    async def _ask(self, worker: int, question: Question) -> Found:
+    async def _sure(self, worker: int, question: Question) -> Found:
+        """As `_ask`. Raises Overloaded where that worker does not answer: it may have what is asked for."""
+        found = await self._ask(worker, question)
+        if found is None:
+            raise Overloaded(
+                "the worker process that keeps this response does not answer now; try again", retry_after=1.0
+            )
+        return found
+
+    async def _found(self, worker: int, question: Question) -> dict[str, bytes]:
+        found = await self._ask(worker, question)
+        return found.items if found is not None else {}
+
+    async def _ask(self, worker: int, question: Question) -> Found | None:
+        """What `worker` answers, in whole; None if it does not answer in time."""
+        found = await self._ask_once(worker, question)
+        if found is None or not found.sizes:
+            return found
+        if len(found.items) > 1:  # one by one: each may be removed meanwhile
+            each = [await self._found(worker, evolve(question, ids=(id_,))) for id_ in found.items]
+            return Found(items={id_: data for items in each for id_, data in items.items()})
+        parts: list[bytes] = []
+        at, size = 0, sum(found.sizes)
+        while at < size:
+            answer = await self._ask_once(worker, evolve(question, at=at))
+            if answer is None or not answer.part or answer.sizes != (size,):  # it was removed, or replaced
+                return None if answer is None else Found()
+            parts.append(answer.part)
+            at += len(answer.part)
+        rows = list(_cut(parts, found.sizes))
+        if found.response is None:
+            return Found(items=dict(zip(found.items, rows, strict=True)))
+        shell, *items = rows
+        input_, output = tuple(items[: found.inputs]), tuple(items[found.inputs :])
+        return Found(evolve(found.response, shell=shell, input=input_, output=output))
+
+    async def _ask_once(self, worker: int, question: Question) -> Found | None:
         answer = await self.others.ask_one(worker, msgspec.json.encode(question).decode())
-        return Found() if answer is None else _FOUND.decode(answer)
+        if not answer:
+            return None if answer is None else Found()
+        return _FOUND.decode(answer)
+
+
+def _cut(parts: Iterable[bytes], sizes: Iterable[int]) -> Iterator[bytes]:
+    """`parts`, one after the other, as rows of those `sizes`."""
+    more, rest = iter(parts), memoryview(b"")
+    for size in sizes:
+        pieces = []
+        while size:
+            rest = rest or memoryview(next(more))
+            pieces.append(rest[:size])
+            rest, size = rest[size:], size - len(pieces[-1])
+        yield joined_parts(pieces)
