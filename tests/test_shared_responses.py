@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from manallm_proxy.state.link import AT_A_TIME
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -120,3 +121,22 @@ async def test_what_is_deleted_while_the_server_is_away_is_deleted_there_too(
                 assert (await other.get(f"/v1/responses/{last}"))[0] == 404
                 redis.client().config_set("maxmemory", 0)
             assert (await other.get(f"/v1/responses/{last}"))[0] == 404
+
+
+async def test_what_many_items_stand_for_is_asked_together(redis: RedisServer, tmp_path: Path) -> None:
+    """Reasoning that a client sends back without its data, with each turn: one after the other would take as many round
+    trips to the server."""
+    two = tmp_path / "two"
+    two.mkdir()
+    async with upstream(each(answers)) as server:
+        config = settings({"up": openai(server.url)}, state=redis.url)
+        async with proxy(config, tmp_path) as one, proxy(config, two) as other:
+            made = [(await one.post("/v1/responses", {"input": "a"}))[1] for _ in range(3)]
+            await until(lambda: redis.client().dbsize() == 6)
+            before = len(redis.client().client_list())
+            items = [{"type": "reasoning", "id": f"rs_{n}", "summary": []} for n in range(20)]
+            items += [{"type": "item_reference", "id": each["output"][0]["id"]} for each in made]
+            body = {"input": [*items, {"role": "user", "content": "b"}], "store": False}
+            assert (await other.post("/v1/responses", body))[0] == 200
+            assert [message["content"] for message in server.posts[-1].json["messages"]] == ["Hello\nHello\nHello", "b"]
+            assert len(redis.client().client_list()) - before > AT_A_TIME // 2  # connections, each with one at a time

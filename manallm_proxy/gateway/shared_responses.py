@@ -18,7 +18,7 @@ from attrs import field
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
-from manallm_proxy.state.link import AGAIN, Link, Refused, ServerUnavailable
+from manallm_proxy.state.link import AGAIN, AT_A_TIME, Link, Refused, ServerUnavailable
 from manallm_proxy.state.names import PREFIX
 from manallm_proxy.state.settlements import LAST, REFUSED_AGAIN
 
@@ -79,10 +79,14 @@ class SharedResponses:
     async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
         wanted = list(ids)
         found = await self.own.items(owner, wanted)
-        for id_ in wanted:
-            if id_ not in found and (response := (await self._read(owner, "item", id_)).decode(errors="replace")):
-                stored = await self.response(owner, response)
-                found |= dict(zip(stored.output_ids, stored.output, strict=True)) if stored is not None else {}
+        missing = [id_ for id_ in wanted if id_ not in found]
+        for at in range(0, len(missing), AT_A_TIME):  # one after the other, a hundred take a hundred round trips
+            some = [id_ for id_ in missing[at : at + AT_A_TIME] if id_ not in found]
+            entries = await asyncio.gather(*(self._read(owner, "item", id_) for id_ in some))
+            for id_, entry in zip(some, entries, strict=True):
+                if id_ not in found and entry:
+                    stored = await self.response(owner, entry.decode(errors="replace"))
+                    found |= dict(zip(stored.output_ids, stored.output, strict=True)) if stored is not None else {}
         return {id_: found[id_] for id_ in wanted if id_ in found}
 
     async def drop(self, owner: Owner, id_: str) -> bool:
