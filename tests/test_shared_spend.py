@@ -384,6 +384,7 @@ async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_pa
             await settled(one)
             assert told(redis)["du"] == len(cloud.posts) * 5 * 10**8
             assert (await ask(other))[0] == 429 and shared(other).is_on
+            assert shared(one).is_on, "it is asked again, or nothing that others reserve would count here any more"
 
 
 async def test_a_reload_may_take_the_server_away(redis: RedisServer, tmp_path: Path) -> None:
