@@ -371,6 +371,33 @@ async def test_what_no_script_of_ours_returns_decides_nothing(redis: RedisServer
                 await until(lambda: real.is_well)
 
 
+async def test_what_is_not_ours_under_our_names_is_removed(redis: RedisServer, tmp_path: Path) -> None:
+    """Of every type, under every name: budgets and limits go on there, and are settled."""
+    async with upstream(each(answers)) as cloud:
+        config = config_of(cloud, redis, {"day": "60 USD"}, tokens_per_minute=1000, requests_per_minute=100)
+        async with instances(config, tmp_path) as (one, _):
+            assert (await ask(one))[0] == 200
+            await settled(one)
+            client = redis.client()
+            for made in (
+                partial(client.set, value="x"),
+                lambda name: client.lpush(name, "x"),
+                lambda name: client.sadd(name, "x"),
+                lambda name: client.zadd(name, {"x": 1}),
+                lambda name: client.hset(name, "x", "y"),
+                lambda name: client.xadd(name, {"x": "y"}),
+            ):
+                assert len(names := redis.names()) == 4
+                for name in names:
+                    client.delete(name)
+                    made(name)
+                assert (await ask(one))[0] == 200
+                await settled(one)
+                assert shared(one).is_on
+            assert told(redis)["du"] == 7 * 5 * 10**8
+            assert "refuses our commands" not in one.log.getvalue()
+
+
 async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_path: Path) -> None:
     """Each counts by itself then, which the log says once; it gets all of it once there is room."""
     async with upstream(each(answers)) as cloud:

@@ -139,7 +139,7 @@ local function lessen(key, name, number)
     if left > 0 then redis.call('HSET', key, name, whole(left)) else redis.call('HDEL', key, name) end
 end
 local function record(sender, id, rows)
-    if redis.call('TYPE', sender)['ok'] == 'string' then redis.call('UNLINK', sender) end
+    if redis.call('TYPE', sender)['ok'] ~= 'hash' then redis.call('UNLINK', sender) end
     redis.call('HSET', sender, id, cjson.encode(rows))
     redis.call('EXPIRE', sender, 86400)
 end
@@ -256,6 +256,7 @@ time, in whose minute it is reserved, USD and tokens that are; then of each acco
 SETTLE: Final = Script(
     f"""{_COMMON}
 local asked, told, sender = cjson.decode(ARGV[1]), {{}}, KEYS[1]
+if redis.call('TYPE', sender)['ok'] ~= 'hash' then redis.call('UNLINK', sender) end
 local is_new = redis.call('HGET', sender, 'number') ~= asked.number
 if is_new then
     redis.call('HSET', sender, 'number', asked.number)
