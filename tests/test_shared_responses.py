@@ -45,6 +45,7 @@ async def test_responses_are_found_by_every_instance(redis: RedisServer, tmp_pat
             await until(lambda: any(b"deleted" in (redis.client().get(n) or b"") for n in redis.names()))
             assert (await one.get(f"/v1/responses/{first['id']}"))[0] == 404
             redis.stop()
+            assert (await one.get(f"/v1/responses/{first['id']}"))[0] == 404, "which kept it, too"
             status, third, _ = await one.post("/v1/responses", {"input": "d"})
             assert status == 200
             assert (await one.post("/v1/responses", {"input": "e", "previous_response_id": third["id"]}))[0] == 200

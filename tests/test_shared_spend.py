@@ -379,16 +379,17 @@ async def test_what_is_not_ours_under_our_names_is_removed(redis: RedisServer, t
             assert (await ask(one))[0] == 200
             await settled(one)
             client = redis.client()
-            for made in (
-                partial(client.set, value="x"),
+            kinds: list[Callable[[bytes], Any]] = [
+                lambda name: client.set(name, "x"),
                 lambda name: client.lpush(name, "x"),
                 lambda name: client.sadd(name, "x"),
                 lambda name: client.zadd(name, {"x": 1}),
                 lambda name: client.hset(name, "x", "y"),
                 lambda name: client.xadd(name, {"x": "y"}),
-            ):
-                assert len(names := redis.names()) == 4
-                for name in names:
+            ]
+            for made in kinds:
+                assert len(redis.names()) == 4
+                for name in redis.names():
                     client.delete(name)
                     made(name)
                 assert (await ask(one))[0] == 200

@@ -7,6 +7,7 @@ the server was away or a write was still on its way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from attrs import field
 
+from manallm_proxy.contract.errors import Overloaded
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
@@ -67,6 +69,9 @@ class SharedResponses:
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         content = await self._read(owner, "response", id_)
+        if content == _GONE:
+            with contextlib.suppress(Overloaded):  # our own copy would be found while the server is away
+                await self.own.drop(owner, id_)
         if content == _GONE or self._is_deleted(_name(owner, "response", id_)):
             return None
         if content:

@@ -62,8 +62,8 @@ class SharedSpend:
     server_clock: ServerClock = field(factory=ServerClock)
     _known: dict[str, _ServerTotals] = field(factory=dict)
     _refused: bool = False
-    """Whether the server rejected our last command: a full one, or a replica. What is spent meanwhile is sent to it until
-    it accepts that; then it is asked again."""
+    """Whether the server rejected our last command: it is full, or a replica. It is asked again once it has accepted
+    what was spent meanwhile."""
     _spent_alone: bool = False
     """Whether anything was spent while nothing was shared."""
 
