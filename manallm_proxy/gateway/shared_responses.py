@@ -72,7 +72,7 @@ class SharedResponses:
         if content == _GONE:
             with contextlib.suppress(Overloaded):  # our own copy would be found while the server is away
                 await self.own.drop(owner, id_)
-        if content == _GONE or self._is_deleted(_name(owner, "response", id_)):
+        if content == _GONE or (self._deleted and self._is_deleted(_name(owner, "response", id_))):
             return None
         if content:
             try:
