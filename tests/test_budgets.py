@@ -594,6 +594,8 @@ async def test_a_place_that_cannot_be_written_costs_no_request(tmp_path: Path) -
             assert f"its folder {tmp_path / 'nowhere'} is not there" in p.log.getvalue()
             assert (await ask(p))[0] == 200
             await until(lambda: "it cannot be written" in p.log.getvalue())
+            (tmp_path / "nowhere").mkdir()  # as a disk that has room again: no request comes after that
+        assert kept(tmp_path / "nowhere" / "spend.json") == pytest.approx(0.5)
         async with proxy(config, tmp_path) as p:
             assert (await ask(p))[0] == 200
             assert "budgets are kept in memory only" in p.log.getvalue()
