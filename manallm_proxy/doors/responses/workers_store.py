@@ -83,30 +83,36 @@ def answer_question(memory: MemoryStore, question: str) -> str:
 
 def _found_response(response: Stored, at: int | None) -> Found:
     rows = (response.shell, *response.input, *response.output)
-    sizes = tuple(map(len, rows))
+    size = sum(map(len, rows))
     if at is not None:
-        return _part(rows, at, sum(sizes))
-    if sum(sizes) <= PART:
+        return Found(part=_part(rows, at), sizes=(size,))
+    if size <= PART:
         return Found(response)
+    sizes = tuple(map(len, rows))
     return Found(evolve(response, shell=b"", input=(), output=()), sizes=sizes, inputs=len(response.input))
 
 
 def _found_items(items: dict[str, bytes], at: int | None) -> Found:
-    sizes = tuple(map(len, items.values()))
+    rows = items.values()
+    size = sum(map(len, rows))
     if at is not None:
-        return _part(items.values(), at, sum(sizes))
-    return Found(items=items) if sum(sizes) <= PART else Found(items=dict.fromkeys(items, b""), sizes=sizes)
+        return Found(part=_part(rows, at), sizes=(size,))
+    return Found(items=items) if size <= PART else Found(items=dict.fromkeys(items, b""), sizes=tuple(map(len, rows)))
 
 
-def _part(rows: Iterable[bytes], at: int, size: int) -> Found:
-    """The part of `rows`, of `size` bytes one after the other, that begins `at` so many."""
+def _part(rows: Iterable[bytes], at: int) -> bytes:
+    """The part of `rows`, one after the other, that begins `at` so many bytes."""
     found, room = [], PART
     for row in rows:
-        if at < len(row) and room:
-            found.append(row[at : at + room])
-            room -= len(found[-1])
-        at = max(0, at - len(row))
-    return Found(part=b"".join(found), sizes=(size,))
+        if at >= len(row):
+            at -= len(row)
+            continue
+        found.append(row[at : at + room])
+        room -= len(found[-1])
+        at = 0
+        if not room:
+            break
+    return b"".join(found)
 
 
 @define(eq=False)
