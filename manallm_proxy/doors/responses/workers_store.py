@@ -10,7 +10,9 @@ them, for a quarter of a second, and one of 24 MB would not come in time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -33,8 +35,8 @@ class Question:
     what: Literal["response", "items", "drop"]
     owner: Owner
     ids: tuple[str, ...]
-    at: int | None = None
-    """Where the part begins that is wanted of a long answer, in bytes."""
+    at: tuple[int, int] | None = None
+    """Where the part begins that is wanted of a long answer: its row, and the byte in that."""
 
 
 @frozen
@@ -81,35 +83,31 @@ def answer_question(memory: MemoryStore, question: str) -> str:
     return msgspec.json.encode(found).decode()
 
 
-def _found_response(response: Stored, at: int | None) -> Found:
+def _found_response(response: Stored, at: tuple[int, int] | None) -> Found:
     rows = (response.shell, *response.input, *response.output)
     size = sum(map(len, rows))
     if at is not None:
-        return Found(part=_part(rows, at), sizes=(size,))
+        return Found(part=_part(rows, *at), sizes=(size,))
     if size <= PART:
         return Found(response)
     sizes = tuple(map(len, rows))
     return Found(evolve(response, shell=b"", input=(), output=()), sizes=sizes, inputs=len(response.input))
 
 
-def _found_items(items: dict[str, bytes], at: int | None) -> Found:
-    rows = items.values()
+def _found_items(items: dict[str, bytes], at: tuple[int, int] | None) -> Found:
+    rows = tuple(items.values())
     size = sum(map(len, rows))
     if at is not None:
-        return Found(part=_part(rows, at), sizes=(size,))
+        return Found(part=_part(rows, *at), sizes=(size,))
     return Found(items=items) if size <= PART else Found(items=dict.fromkeys(items, b""), sizes=tuple(map(len, rows)))
 
 
-def _part(rows: Iterable[bytes], at: int) -> bytes:
-    """The part of `rows`, one after the other, that begins `at` so many bytes."""
+def _part(rows: Sequence[bytes], first: int, at: int) -> bytes:
+    """The part of `rows`, one after the other, that begins `at` so many bytes of the `first`."""
     found, room = [], PART
-    for row in rows:
-        if at >= len(row):
-            at -= len(row)
-            continue
-        found.append(row[at : at + room])
-        room -= len(found[-1])
-        at = 0
+    for n in range(first, len(rows)):
+        found.append(rows[n][at : at + room])
+        room, at = room - len(found[-1]), 0
         if not room:
             break
     return b"".join(found)
@@ -191,9 +189,11 @@ class WorkersStore:
             each = [await self._found(worker, evolve(question, ids=(id_,))) for id_ in found.items]
             return Found(items={id_: data for items in each for id_, data in items.items()})
         parts: list[bytes] = []
-        at, size = 0, sum(found.sizes)
+        ends = list(accumulate(found.sizes))
+        at, size = 0, ends[-1]
         while at < size:
-            answer = await self._ask_once(worker, evolve(question, at=at))
+            row = bisect_right(ends, at)
+            answer = await self._ask_once(worker, evolve(question, at=(row, at - ends[row] + found.sizes[row])))
             if answer is None or not answer.part or answer.sizes != (size,):  # it was removed, or replaced
                 return None if answer is None else Found()
             parts.append(answer.part)
