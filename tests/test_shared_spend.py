@@ -20,7 +20,7 @@ from manallm_proxy.state.link import Link, ServerUnavailable
 from manallm_proxy.state.scripts import name_of
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
-from tests.upstreams import Upstream, answers, each, endless, upstream
+from tests.upstreams import Connection, Seen, Upstream, answers, each, endless, upstream
 from tests.waiting import until
 
 SECRET = "k" * 40
@@ -325,6 +325,35 @@ async def test_what_is_done_though_nobody_heard_of_it_counts_once(redis: RedisSe
                 (limit,) = redis.client().scan_iter("*limit*")
                 assert redis.client().zcard(limit) == requests
                 assert redis.client().hkeys(spend.settlements.sender) == [b"number"]
+
+
+async def test_a_burst_that_the_server_answers_too_late_spends_no_more_than_there_is(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """It is well, but so many ask at once that some wait too long: what is reserved here counts all the same."""
+
+    async def late(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        await answers(connection, seen)
+
+    async with upstream(each(late)) as cloud:
+        async with instances(config_of(cloud, redis, {"day": "12 USD"}), tmp_path) as (one, _):
+            real = shared(one).link()
+            assert real is not None
+            lossy = Lossy(real)
+            lossy.left = 1000
+            shared(one).link = lambda: lossy  # type: ignore[assignment, return-value]  # a stand-in
+            asking = [asyncio.ensure_future(ask(one)) for _ in range(30)]
+            await until(lambda: sum(each.done() for each in asking) + len(cloud.posts) == 30)
+            assert shared(one).is_on
+            assert one.app.gateway.generation.ledger.held(ALIAS).usd <= 12
+            passed = len(cloud.posts)
+            assert 6 <= passed <= 12, "each reserves one or two dollars"
+            cloud.go.set()
+            codes = [code for code, _ in await asyncio.gather(*asking)]
+            assert sorted(codes) == [200] * passed + [429] * (30 - passed)
+            await settled(one)
+            assert told(redis)["du"] == passed * 5 * 10**8
 
 
 async def test_what_was_kept_before_counts_there_too(redis: RedisServer, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class Expense:
         return None
 
     def known_refusal(self, entry: Entry) -> Skip | None:
-        """As `refusal`, for who only looks: by what this process knows, also where another one would be asked."""
+        """As `refusal`, by what this process knows, its own reservations included, and not by a server's totals."""
         for account in self.accounts:
             if limits := self._limits(account, entry):
                 limit = self.generation.ledger.over(account.name, limits, self._sure(entry))
@@ -186,8 +186,8 @@ class Expense:
                 if not isinstance(found, Hold) and spend.over(found[0], dict(accounts)[found[0]], wanted[0]) is None:
                     await asyncio.sleep(SETTLING)  # it may be reserved by a call that is over by now
                     found = await spend.hold(accounts, *wanted)
-            except ServerUnavailable:
-                if (skip := self.refusal(entry)) is not None:
+            except ServerUnavailable:  # here, where many ask at once, also for a server that is well
+                if (skip := self.known_refusal(entry)) is not None:
                     raise Declined(skip) from None
             else:
                 if not isinstance(found, Hold):
