@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest, Overloaded
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.responses import store as store_file
 from manallm_proxy.doors.responses.items import Conversation
 from manallm_proxy.doors.responses.native import NativeForm
-from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
+from manallm_proxy.doors.responses.not_found import ItemNotFound, NotLookedUp, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.doors.responses.workers_store import PART, WorkersStore, answer_question
@@ -403,10 +403,14 @@ async def test_a_worker_that_does_not_answer_may_have_what_is_asked_for() -> Non
     theirs = MemoryStore(Clock(), worker=1)
     store = WorkersStore(MemoryStore(Clock(), worker=2), Silent())
     for asking in (store.response(None, theirs.new_id("resp")), store.drop(None, theirs.new_id("resp"))):
-        with pytest.raises(Overloaded, match="does not answer now; try again") as raised:
+        with pytest.raises(NotLookedUp, match="another worker process does not answer now") as raised:
             await asking
         assert raised.value.retry_after == 1.0
-    assert await store.items(None, [theirs.new_id("rs"), "rs_1"]) == {}
+    ids = [theirs.new_id("rs"), "rs_1"]
+    assert await store.items(None, ids) == {}
+    for id_ in ids:
+        with pytest.raises(NotLookedUp):
+            await store.items(None, ids, [id_])
     opened = Opened()
     opened.door.store = store
     reply = (await opened.ask()).reply

@@ -45,7 +45,8 @@ async def test_responses_are_found_by_every_instance(redis: RedisServer, tmp_pat
             await until(lambda: any(b"deleted" in (redis.client().get(n) or b"") for n in redis.names()))
             assert (await one.get(f"/v1/responses/{first['id']}"))[0] == 404
             redis.stop()
-            assert (await one.get(f"/v1/responses/{first['id']}"))[0] == 404, "which kept it, too"
+            status, told = await one.get(f"/v1/responses/{first['id']}")
+            assert (status, told["error"]["code"]) == (503, "overloaded"), "it is no longer kept there either"
             status, third, _ = await one.post("/v1/responses", {"input": "d"})
             assert status == 200
             assert (await one.post("/v1/responses", {"input": "e", "previous_response_id": third["id"]}))[0] == 200
@@ -141,3 +142,31 @@ async def test_what_many_items_stand_for_is_asked_together(redis: RedisServer, t
             assert (await other.post("/v1/responses", body))[0] == 200
             assert [message["content"] for message in server.posts[-1].json["messages"]] == ["Hello\nHello\nHello", "b"]
             assert len(redis.client().client_list()) - before > AT_A_TIME // 2  # connections, each with one at a time
+
+
+async def test_what_only_the_server_has_is_not_unknown_while_it_is_away(redis: RedisServer, tmp_path: Path) -> None:
+    """A client would give up its conversation, and no SDK tries a 400 or a 404 again; they do so with a 503."""
+    two = tmp_path / "two"
+    two.mkdir()
+    async with upstream(each(answers)) as server:
+        config = settings({"up": openai(server.url)}, state=redis.url)
+        async with proxy(config, tmp_path) as one, proxy(config, two) as other:
+            made = (await one.post("/v1/responses", {"input": "a"}))[1]
+            await until(lambda: redis.client().dbsize() == 2)
+            redis.stop()
+            reference = {"type": "item_reference", "id": made["output"][0]["id"]}
+            user = {"role": "user", "content": "b"}
+            bodies = ({"input": "b", "previous_response_id": made["id"]}, {"input": [reference, user]})
+            for body in bodies:
+                status, told, headers = await other.post("/v1/responses", body)
+                assert (status, headers["retry-after"]) == (503, "1"), told
+                assert "the Redis that 'state' names does not answer now" in told["error"]["message"]
+            assert await deleted(other, made["id"]) == 503
+            reasoning = {"type": "reasoning", "id": "rs_1", "summary": []}
+            assert (await other.post("/v1/responses", {"input": [reasoning, user]}))[0] == 200
+            redis.go_on()
+            await until(lambda: other.app.generation.answers.link.is_well)  # type: ignore[union-attr]  # it is there
+            for body in bodies:
+                assert (await other.post("/v1/responses", body))[0] == 200
+            assert await deleted(other, made["id"]) == 200
+            assert (await other.post("/v1/responses", bodies[0]))[0] == 400

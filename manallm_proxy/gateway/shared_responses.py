@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 from attrs import field
 
-from manallm_proxy.contract.errors import Overloaded
 from manallm_proxy.contract.records import define
+from manallm_proxy.doors.responses.not_found import NotLookedUp
 from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
 from manallm_proxy.state.link import AGAIN, AT_A_TIME, Link, Refused, ServerUnavailable
@@ -28,6 +28,7 @@ _STORED: Final = msgspec.msgpack.Decoder(Stored)
 _GONE: Final = b"deleted"
 """Tombstone of a deleted response, so that no instance returns its own copy."""
 _NOTHING: Final = b""
+_KEEPER: Final = "the Redis that 'state' names"
 _TOGETHER: Final = 100
 """Items whose names are written in one go."""
 MOST_DELETED: Final = 50_000
@@ -70,7 +71,7 @@ class SharedResponses:
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         content = await self._read(owner, "response", id_)
         if content == _GONE:
-            with contextlib.suppress(Overloaded):  # our own copy would be found while the server is away
+            with contextlib.suppress(NotLookedUp):  # our own copy would be found while the server is away
                 await self.own.drop(owner, id_)
         if content == _GONE or (self._deleted and self._is_deleted(_name(owner, "response", id_))):
             return None
@@ -79,20 +80,37 @@ class SharedResponses:
                 return _STORED.decode(content)
             except ValueError:
                 self._forget(_name(owner, "response", id_))
-        return await self.own.response(owner, id_)
+        found = await self.own.response(owner, id_)
+        if found is None and content is None:
+            raise NotLookedUp(_KEEPER)
+        return found
 
-    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+    async def items(self, owner: Owner, ids: Iterable[str], required: Collection[str] = ()) -> dict[str, bytes]:
         wanted = list(ids)
         found = await self.own.items(owner, wanted)
-        missing = [id_ for id_ in wanted if id_ not in found]
+        missing, unread = [id_ for id_ in wanted if id_ not in found], False
         for at in range(0, len(missing), AT_A_TIME):  # one after the other, a hundred take a hundred round trips
             some = [id_ for id_ in missing[at : at + AT_A_TIME] if id_ not in found]
             entries = await asyncio.gather(*(self._read(owner, "item", id_) for id_ in some))
+            unread = unread or None in entries
             for id_, entry in zip(some, entries, strict=True):
                 if id_ not in found and entry:
-                    stored = await self.response(owner, entry.decode(errors="replace"))
-                    found |= dict(zip(stored.output_ids, stored.output, strict=True)) if stored is not None else {}
+                    found |= await self._items_of(owner, entry.decode(errors="replace"), is_required=id_ in required)
+        missing = [id_ for id_ in required if id_ not in found]
+        if missing and unread:
+            raise NotLookedUp(_KEEPER)
+        if missing:  # says so if one of our own cannot be looked up
+            found |= await self.own.items(owner, missing, missing)
         return {id_: found[id_] for id_ in wanted if id_ in found}
+
+    async def _items_of(self, owner: Owner, response: str, *, is_required: bool) -> dict[str, bytes]:
+        try:
+            stored = await self.response(owner, response)
+        except NotLookedUp:
+            if is_required:
+                raise
+            stored = None
+        return dict(zip(stored.output_ids, stored.output, strict=True)) if stored is not None else {}
 
     async def drop(self, owner: Owner, id_: str) -> bool:
         known = await self.response(owner, id_) is not None
@@ -141,8 +159,9 @@ class SharedResponses:
                     continue
             self._deleted.pop(name, None)
 
-    async def _read(self, owner: Owner, kind: str, id_: str) -> bytes:
-        """The stored content, whose lifetime begins anew; `_NOTHING` if there is no entry of ours."""
+    async def _read(self, owner: Owner, kind: str, id_: str) -> bytes | None:
+        """The stored content, whose lifetime begins anew; `_NOTHING` if there is no entry of ours, None if the server
+        does not say."""
         link = self.link()
         if link is None or len(id_) > LONGEST_ID:
             return _NOTHING
@@ -150,10 +169,10 @@ class SharedResponses:
         try:
             entry, _ = await read(link, name, self._milliseconds())
         except ServerUnavailable:
-            return _NOTHING
+            return None
         except Refused as refusal:
             link.report_refusal(str(refusal))
-            return _NOTHING
+            return None
         try:
             return unseal(name, entry) if entry else _NOTHING
         except ValueError:

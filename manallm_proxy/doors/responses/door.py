@@ -15,14 +15,19 @@ from typing import Any, Final
 from attrs import evolve, field
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest, Overloaded
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import VISION, Call, Endpoint
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation
 from manallm_proxy.doors.responses.native import NativeForm
-from manallm_proxy.doors.responses.not_found import ConversationTooLong, ItemNotFound, PreviousResponseNotFound
+from manallm_proxy.doors.responses.not_found import (
+    ConversationTooLong,
+    ItemNotFound,
+    NotLookedUp,
+    PreviousResponseNotFound,
+)
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
 from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, add_chat, read_request
 from manallm_proxy.doors.responses.shell import Shell
@@ -141,7 +146,8 @@ class ResponsesDoor:
         Raises ItemNotFound, and ConversationTooLong.
         """
         wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_looked_up(item)}
-        found = await self.store.items(client.key, wanted.values()) if wanted else {}
+        required = {id_ for n, id_ in wanted.items() if _is_reference(items[n])}
+        found = await self.store.items(client.key, wanted.values(), required) if wanted else {}
         for n, id_ in [*wanted.items()]:
             if id_ in found:
                 continue
@@ -155,7 +161,7 @@ class ResponsesDoor:
     async def _knows(self, owner: Owner, id_: str) -> bool:
         try:
             return await self.store.response(owner, id_) is not None
-        except Overloaded:  # another worker does not answer: a new answer is better than none
+        except NotLookedUp:  # a new answer is better than none
             return False
 
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Overloaded
 from manallm_proxy.doors.responses.store import LONGEST_ID
 
 _LOST = (
@@ -48,3 +48,15 @@ class ResponseNotFound(InvalidRequest):
 
     def __init__(self, id_: str) -> None:
         super().__init__(f"Response with id '{id_[:LONGEST_ID]}' not found: {_LOST}")
+
+
+class NotLookedUp(Overloaded):
+    """Whether something is stored cannot be told now, since `keeper`, who may have it, does not answer: no reason for a
+    client to give up a conversation."""
+
+    def __init__(self, keeper: str) -> None:
+        super().__init__(
+            f"{keeper} does not answer now, and may keep what this request refers to; try again, or send the whole "
+            "conversation as 'input'",
+            retry_after=1.0,
+        )

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 import msgspec
 from attrs import evolve, field
 
-from manallm_proxy.contract.errors import Overloaded
 from manallm_proxy.contract.records import define, frozen
+from manallm_proxy.doors.responses.not_found import NotLookedUp
 from manallm_proxy.doors.responses.store import LONGEST_ID, MemoryStore, Owner, Stored
 from manallm_proxy.openai.joined import joined_parts
 
 PART: Final = 128 * 1024
 """Max bytes of one part."""
+_KEEPER: Final = "another worker process"
 _ID: Final = re.compile(r"[a-z]{1,8}_([0-9a-f]{4})[0-9a-f]{44}")
 
 
@@ -135,25 +136,35 @@ class WorkersStore:
             return self.memory.find(owner, id_)
         return (await self._sure(worker, Question("response", owner, (id_,)))).response
 
-    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+    async def items(self, owner: Owner, ids: Iterable[str], required: Collection[str] = ()) -> dict[str, bytes]:
         by_worker: dict[int | None, list[str]] = {}
         for id_ in ids:
             by_worker.setdefault(self._keeper(id_), []).append(id_)
         asked = list(by_worker.values())
         found = self.memory.find_items(owner, by_worker.pop(None, ()))
+        silent = False
         for worker, theirs in by_worker.items():
             assert worker is not None
-            found |= await self._found(worker, Question("items", owner, tuple(theirs)))
-        return found | await self._foreign(owner, [id_ for theirs in asked for id_ in theirs if id_ not in found])
+            answer = await self._ask(worker, Question("items", owner, tuple(theirs)))
+            found |= answer.items if answer is not None else {}
+            silent = silent or answer is None
+        missing = [id_ for theirs in asked for id_ in theirs if id_ not in found]
+        others, all_answered = await self._foreign(owner, missing)
+        if not (all_answered and not silent) and any(id_ in required and id_ not in others for id_ in missing):
+            raise NotLookedUp(_KEEPER)
+        return found | others
 
-    async def _foreign(self, owner: Owner, ids: list[str]) -> dict[str, bytes]:
-        """Items whose ids name no worker: a native provider made them, so any worker may have them."""
-        found = self.memory.find_items(owner, ids)
+    async def _foreign(self, owner: Owner, ids: list[str]) -> tuple[dict[str, bytes], bool]:
+        """Items whose ids name no worker: a native provider made them, so any worker may have them. And whether all
+        that were asked have answered."""
+        found, all_answered = self.memory.find_items(owner, ids), True
         for worker in range(1, self.others.count + 1):
             missing = tuple(id_ for id_ in ids if id_ not in found)
             if missing and worker != self.memory.worker:
-                found |= await self._found(worker, Question("items", owner, missing))
-        return found
+                answer = await self._ask(worker, Question("items", owner, missing))
+                found |= answer.items if answer is not None else {}
+                all_answered = all_answered and answer is not None
+        return found, all_answered
 
     async def drop(self, owner: Owner, id_: str) -> bool:
         worker = self._keeper(id_)
@@ -168,17 +179,11 @@ class WorkersStore:
         return None if worker == self.memory.worker else worker
 
     async def _sure(self, worker: int, question: Question) -> Found:
-        """As `_ask`. Raises Overloaded where that worker does not answer: it may have what is asked for."""
+        """As `_ask`. Raises NotLookedUp where that worker does not answer."""
         found = await self._ask(worker, question)
         if found is None:
-            raise Overloaded(
-                "the worker process that keeps this response does not answer now; try again", retry_after=1.0
-            )
+            raise NotLookedUp(_KEEPER)
         return found
-
-    async def _found(self, worker: int, question: Question) -> dict[str, bytes]:
-        found = await self._ask(worker, question)
-        return found.items if found is not None else {}
 
     async def _ask(self, worker: int, question: Question) -> Found | None:
         """What `worker` answers, in whole; None if it does not answer in time."""
@@ -186,8 +191,11 @@ class WorkersStore:
         if found is None or not found.sizes:
             return found
         if len(found.items) > 1:  # one by one: each may be removed meanwhile
-            each = [await self._found(worker, evolve(question, ids=(id_,))) for id_ in found.items]
-            return Found(items={id_: data for items in each for id_, data in items.items()})
+            items: dict[str, bytes] = {}
+            for id_ in found.items:
+                one = await self._ask(worker, evolve(question, ids=(id_,)))
+                items |= one.items if one is not None else {}
+            return Found(items=items)
         parts: list[bytes] = []
         ends = list(accumulate(found.sizes))
         at, size = 0, ends[-1]
@@ -201,8 +209,8 @@ class WorkersStore:
         rows = list(_cut(parts, found.sizes))
         if found.response is None:
             return Found(items=dict(zip(found.items, rows, strict=True)))
-        shell, *items = rows
-        input_, output = tuple(items[: found.inputs]), tuple(items[found.inputs :])
+        shell, *rest = rows
+        input_, output = tuple(rest[: found.inputs]), tuple(rest[found.inputs :])
         return Found(evolve(found.response, shell=shell, input=input_, output=output))
 
     async def _ask_once(self, worker: int, question: Question) -> Found | None:
