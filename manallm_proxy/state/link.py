@@ -32,11 +32,11 @@ _NO_ENTRY: Final = "refuses the user or the password"
 
 
 @contextlib.asynccontextmanager
-async def _budget() -> AsyncIterator[None]:
-    """Raises TimeoutError after BUDGET seconds; after twice as many if this process was busy meanwhile, since the
-    answer may have arrived unread."""
+async def _budget(more: float) -> AsyncIterator[None]:
+    """Raises TimeoutError after BUDGET seconds, and `more`; after another BUDGET if this process was busy meanwhile,
+    since the answer may have arrived unread."""
     loop = asyncio.get_running_loop()
-    due, spent = loop.time() + BUDGET, time.process_time()
+    due, spent = loop.time() + BUDGET + more, time.process_time()
     async with asyncio.timeout(None) as limit:
 
         def check() -> None:
@@ -77,15 +77,16 @@ class Link:
     """Clients that are being closed."""
     _closed: bool = False
 
-    async def use(self, command: Callable[[Any], Awaitable[T]]) -> T:
-        """What `command` returns, within the budget. Raises Away, and Refused if the server answers with an error."""
+    async def use(self, command: Callable[[Any], Awaitable[T]], more: float = 0.0) -> T:
+        """What `command` returns, within the budget and `more` seconds. Raises ServerUnavailable, and Refused if the
+        server answers with an error."""
         if not self.is_well or self._closed:
             raise ServerUnavailable
         client: Any = None
         clock, waited = asyncio.get_running_loop().time, 0.0
         began = clock()
         try:
-            async with _budget(), self._turns:
+            async with _budget(more), self._turns:
                 waited = clock() - began
                 if not self.is_well or self._closed:  # while it waited for its turn
                     raise ServerUnavailable

@@ -52,11 +52,12 @@ if kind ~= 'string' then
     redis.call('UNLINK', KEYS[1])
     return {}
 end
-if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return {redis.call('GETRANGE', KEYS[1], 0, ARGV[1]), redis.call('PTTL', KEYS[1])}
+if ARGV[3] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+local part = redis.call('GETRANGE', KEYS[1], ARGV[1], ARGV[2])
+return {part, redis.call('PTTL', KEYS[1]), redis.call('STRLEN', KEYS[1])}
 """)
-"""An entry up to that byte, and its remaining milliseconds, which the second argument resets (0: unchanged). Removes
-anything that cannot be an entry of ours."""
+"""An entry from one byte to another, its remaining milliseconds, which the third argument resets (0: unchanged), and
+its size. Removes anything that cannot be an entry of ours."""
 
 
 @define(eq=False)
