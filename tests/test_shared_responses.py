@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import define, field
 
-from manallm_proxy.state.link import AT_A_TIME
+from manallm_proxy.doors.responses.not_found import NotLookedUp
+from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
+from manallm_proxy.gateway.shared_responses import SharedResponses
+from manallm_proxy.state.link import AT_A_TIME, Link
+from manallm_proxy.state.redis_client import client_of
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -170,3 +176,89 @@ async def test_what_only_the_server_has_is_not_unknown_while_it_is_away(redis: R
                 assert (await other.post("/v1/responses", body))[0] == 200
             assert await deleted(other, made["id"]) == 200
             assert (await other.post("/v1/responses", bodies[0]))[0] == 400
+
+
+@define(eq=False)
+class Instance:
+    """One of those that share a server: its own store, its link, and what it has deleted."""
+
+    link: Link
+    own: MemoryStore = field(init=False)
+    store: SharedResponses = field(init=False)
+    deleted: set[str] = field(factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.own = MemoryStore(asyncio.get_running_loop().time)
+        self.store = SharedResponses(self.own, lambda: self.link, Bounds)
+
+    async def found(self, owner: str, one: Stored) -> bool:
+        """Whether it has `one`, all of it or nothing, also by reference to its items; False where it cannot tell."""
+        try:
+            whole = await self.store.response(owner, one.id)
+        except NotLookedUp:
+            whole = None
+        assert whole is None or whole == one
+        items = await self.store.items(owner, one.output_ids)
+        assert items == (dict(zip(one.output_ids, one.output, strict=True)) if items else {})
+        return whole is not None
+
+    async def written(self) -> None:
+        if self.store._behind is not None:
+            await asyncio.gather(*self.store._behind._tasks)
+
+    async def settle(self) -> None:
+        """All that is on its way has arrived."""
+        await self.written()
+        await until(lambda: not self.store._deleted)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_walks_over_what_two_instances_keep(seed: int, redis: RedisServer) -> None:
+    """Kept, found, deleted, in any order, the server away now and then: each finds what it has, whole; nobody what is
+    another's; and nobody what was deleted, once that has got about."""
+    chance = random.Random(seed)
+    both = [Instance(Link("redis", client_of(redis.url), lambda event: None)) for _ in range(2)]
+    kept: dict[str, tuple[str, Stored, Instance, bool]] = {}
+    gone: dict[str, tuple[str, Stored]] = {}
+    for _ in range(80):
+        at, owner = chance.choice(both), chance.choice("ab")
+        match chance.choice(("keep", "keep", "find", "find", "find", "delete", "away", "settle")):
+            case "keep":
+                id_, size = at.store.new_id("resp"), chance.choice((2, 2, 300_000))
+                one = Stored(id_, b"{}", (b'"%b"' % (b"x" * size),), (b"1", b"2"), (f"{id_}/1", f"{id_}/2"))
+                at.store.keep(owner, one)
+                kept[id_] = owner, one, at, at.link.is_well
+            case "find" if kept:
+                whose, one, keeper, _ = kept[chance.choice([*kept])]
+                assert await at.found(owner, one) or owner != whose or at is not keeper
+                assert not (owner != whose and await at.found(owner, one))
+            case "delete" if kept:
+                whose, one, keeper, _ = kept[id_ := chance.choice([*kept])]
+                try:
+                    done = await at.store.drop(owner, id_)
+                except NotLookedUp:
+                    assert not at.link.is_well and (at is not keeper or owner != whose)
+                    continue
+                assert done or owner != whose or at is not keeper
+                assert not done or owner == whose
+                if done:
+                    gone[id_] = whose, one
+                    del kept[id_]
+                    at.deleted.add(id_)
+            case "away":
+                await at.written()  # what is not is kept by one instance alone
+                at.link.is_well = not at.link.is_well
+            case "settle":
+                for each_ in both:
+                    each_.link.is_well = True
+                for each_ in both:
+                    await each_.settle()
+                for whose, one in gone.values():
+                    assert not any([await each_.found(whose, one) for each_ in both])
+                for whose, one, _, is_shared in kept.values():
+                    assert all([await each_.found(whose, one) for each_ in both]) or not is_shared
+        for id_ in at.deleted:
+            assert not await at.found(*gone[id_])
+    for each_ in both:
+        await each_.store.close()
+        await each_.link.close()
