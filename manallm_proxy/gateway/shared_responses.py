@@ -87,8 +87,8 @@ class SharedResponses:
 
     async def items(self, owner: Owner, ids: Iterable[str], required: Collection[str] = ()) -> dict[str, bytes]:
         wanted = list(ids)
-        found = await self.own.items(owner, wanted)
-        missing, unread = [id_ for id_ in wanted if id_ not in found], False
+        found, unread = await self.own.items(owner, wanted), False
+        missing = [id_ for id_ in wanted if id_ not in found] if self.link() is not None else []
         for at in range(0, len(missing), AT_A_TIME):  # one after the other, a hundred take a hundred round trips
             some = [id_ for id_ in missing[at : at + AT_A_TIME] if id_ not in found]
             entries = await asyncio.gather(*(self._read(owner, "item", id_) for id_ in some))
@@ -96,11 +96,10 @@ class SharedResponses:
             for id_, entry in zip(some, entries, strict=True):
                 if id_ not in found and entry:
                     found |= await self._items_of(owner, entry.decode(errors="replace"), is_required=id_ in required)
-        missing = [id_ for id_ in required if id_ not in found]
-        if missing and unread:
-            raise NotLookedUp(_KEEPER)
-        if missing:  # says so if one of our own cannot be looked up
-            found |= await self.own.items(owner, missing, missing)
+        if missing_too := [id_ for id_ in required if id_ not in found]:
+            if unread:
+                raise NotLookedUp(_KEEPER)
+            found |= await self.own.items(owner, missing_too, missing_too)  # which says if it cannot tell
         return {id_: found[id_] for id_ in wanted if id_ in found}
 
     async def _items_of(self, owner: Owner, response: str, *, is_required: bool) -> dict[str, bytes]:
