@@ -214,6 +214,25 @@ async def test_what_is_on_the_bill_is_charged(answer: Played, expected: float, t
             assert p.app.gateway.generation.ledger._reserved == {}
 
 
+async def test_a_chain_that_names_a_target_twice_pays_once(tmp_path: Path) -> None:
+    """Such as with a short timeout first, and a long one where nobody else answers."""
+    bearer = {"Authorization": f"Bearer {SECRET}"}
+    async with upstream(each(answers)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [{**DEAR, "timeouts": {"first_byte": 4}}, DEAR])
+        config["auth"] = {"keys": [entry(tokens_per_minute=100_000)]}
+        async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
+            for answer, stream in enumerate((False, True), 1):
+                body = {"messages": [{"role": "user", "content": "x" * 400}], "stream": stream, "max_tokens": 9}
+                async with p.client.post(f"{p.url}/v1/chat/completions", json=body, headers=bearer) as response:
+                    assert response.status == 200
+                    await response.read()
+                await until(lambda: not p.app.gateway.pipeline.exchanges)
+                assert spent(p, "alias mana/test") == pytest.approx(answer * 0.5)
+            (caller,) = p.app.gateway.generation.keyring
+            assert caller.tokens is not None
+            assert caller.tokens.remaining(p.app.gateway.generation.registry.clock()) == 100_000 - 10
+
+
 async def test_what_nobody_counted_is_estimated(tmp_path: Path) -> None:
     """By the bytes of the prompt and of the answer: of a client that left, and of a provider that tells no usage."""
 
