@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import pickle
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,41 @@ class Counting:
         found = await self.link.use(command, more)
         self.sizes += [len(found[0])] if isinstance(found, list) and found else []
         return found
+
+
+async def test_a_burst_of_our_own_is_no_failure_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is awaited for as long as this process is busy, within bounds; while it idles, no longer than ever."""
+    monkeypatch.setattr(link, "BUDGET", 0.05)
+    answered = asyncio.Event()
+
+    async def command(client: object) -> str:
+        await answered.wait()
+        return "answered"
+
+    async def busy(seconds: float) -> None:
+        ends = time.thread_time() + seconds
+        while time.thread_time() < ends:
+            step = time.thread_time()
+            while time.thread_time() - step < 0.01:
+                pass
+            await asyncio.sleep(0)
+
+    async def used(seconds: float) -> str:
+        """What comes of a use while this process is busy for so long, and the answer comes after that."""
+        answered.clear()
+        using = asyncio.ensure_future(real.use(command))
+        await busy(seconds)
+        await asyncio.sleep(0.2 if not seconds else 0)
+        answered.set()
+        try:
+            return await using
+        except ServerUnavailable:
+            return "too late"
+
+    for seconds, wanted in ((0.25, "answered"), (0.8, "too late"), (0.0, "too late")):
+        real = Link("redis", asyncio.Event, lambda event: None)  # a client that nobody uses
+        assert await used(seconds) == wanted, seconds
+        await real.close()
 
 
 async def test_a_long_entry_is_read_in_parts(redis: RedisServer) -> None:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 BUDGET: Final = 0.05
 """Max seconds of one use."""
+BUSY: Final = 0.45
+"""Max seconds beyond that while this process is busy, with hundreds of requests at once that all ask the server."""
 AT_A_TIME: Final = 8
 """Max concurrent uses, and so connections; others wait within their budget."""
 AGAIN: Final = 0.25
@@ -33,22 +35,30 @@ _NO_ENTRY: Final = "refuses the user or the password"
 
 @contextlib.asynccontextmanager
 async def _budget(more: float) -> AsyncIterator[None]:
-    """Raises TimeoutError after BUDGET seconds, and `more`; after another BUDGET if this process was busy meanwhile,
-    since the answer may have arrived unread."""
+    """Raises TimeoutError after BUDGET seconds, and `more`; up to BUSY seconds later if this process is busy: then the
+    answer may have arrived unread, or the command is not sent yet, and it is not the server that keeps anybody."""
     loop = asyncio.get_running_loop()
     due, spent = loop.time() + BUDGET + more, time.process_time()
+    last = due + max(BUSY, BUDGET)
+    timer: asyncio.TimerHandle | None = None
     async with asyncio.timeout(None) as limit:
 
         def check() -> None:
-            now = loop.time()
-            was_busy = now - due > BUDGET / 5 or time.process_time() - spent > BUDGET / 2
-            limit.reschedule(now + BUDGET if was_busy else now)
+            nonlocal due, spent, timer
+            now, before = loop.time(), spent
+            spent = time.process_time()
+            if now < last and (now - due > BUDGET / 5 or spent - before > BUDGET / 2):
+                due = now + BUDGET
+                timer = loop.call_at(due, check)
+            else:
+                limit.reschedule(now)
 
         timer = loop.call_at(due, check)
         try:
             yield
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
 
 class ServerUnavailable(Exception):
