@@ -268,7 +268,7 @@ async def test_with_the_server_away_each_counts_by_itself(
             codes = [(await ask(other))[0] for _ in range(6)]
             assert codes == [200] * 5 + [429], "two dollars were spent before, half of them elsewhere"
             assert list(shared(other).settlements.unconfirmed(ALIAS))
-            await until(lambda: clock() > stopped + 3 * link.BUDGET)
+            await until(lambda: clock() > stopped + 2 * link.longest())
             redis.go_on()
             await settled(one, other)
             assert told(redis)["du"] == len(cloud.posts) * 5 * 10**8 == 45 * 10**8

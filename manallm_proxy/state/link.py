@@ -33,13 +33,18 @@ CLOSING: Final = 1.0
 _NO_ENTRY: Final = "refuses the user or the password"
 
 
+def longest() -> float:
+    """Max seconds of one use by a process that is busy."""
+    return BUDGET + max(BUSY, BUDGET)
+
+
 @contextlib.asynccontextmanager
 async def _budget(more: float) -> AsyncIterator[None]:
     """Raises TimeoutError after BUDGET seconds, and `more`; up to BUSY seconds later if this process is busy: then the
     answer may have arrived unread, or the command is not sent yet, and it is not the server that keeps anybody."""
     loop = asyncio.get_running_loop()
     due, spent = loop.time() + BUDGET + more, time.process_time()
-    last = due + max(BUSY, BUDGET)
+    last = due + longest() - BUDGET
     timer: asyncio.TimerHandle | None = None
     async with asyncio.timeout(None) as limit:
 

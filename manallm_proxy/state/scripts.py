@@ -72,7 +72,7 @@ class ServerClock:
 
     def until(self, now: float) -> int:
         """The deadline, in the server's microseconds: now plus the longest use of a link; 0: its time is unknown."""
-        return round((now + self._ahead + 2 * link.BUDGET) * 1e6) if self._ahead is not None else 0
+        return round((now + self._ahead + link.longest()) * 1e6) if self._ahead is not None else 0
 
 
 def name_of(kind: str, whose: str) -> str:
