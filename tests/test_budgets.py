@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import signal
+import socket
+import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from manallm_proxy.process import spend_file
 from tests.cases import every
 from tests.figures import value
 from tests.native_servers import speaks_messages, speaks_responses
-from tests.proxy import HI, Proxy, openai, process, proxy, settings, written
+from tests.proxy import HI, POST, Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
 from tests.upstreams import DONE, USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
 from tests.waiting import until
@@ -212,6 +214,25 @@ async def test_what_is_on_the_bill_is_charged(answer: Played, expected: float, t
             assert p.app.gateway.generation.ledger._reserved == {}
 
 
+async def test_a_chain_that_names_a_target_twice_pays_once(tmp_path: Path) -> None:
+    """Such as with a short timeout first, and a long one where nobody else answers."""
+    bearer = {"Authorization": f"Bearer {SECRET}"}
+    async with upstream(each(answers)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [{**DEAR, "timeouts": {"first_byte": 4}}, DEAR])
+        config["auth"] = {"keys": [entry(tokens_per_minute=100_000)]}
+        async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
+            for answer, stream in enumerate((False, True), 1):
+                body = {"messages": [{"role": "user", "content": "x" * 400}], "stream": stream, "max_tokens": 9}
+                async with p.client.post(f"{p.url}/v1/chat/completions", json=body, headers=bearer) as response:
+                    assert response.status == 200
+                    await response.read()
+                await until(lambda: not p.app.gateway.pipeline.exchanges)
+                assert spent(p, "alias mana/test") == pytest.approx(answer * 0.5)
+            (caller,) = p.app.gateway.generation.keyring
+            assert caller.tokens is not None
+            assert caller.tokens.remaining(p.app.gateway.generation.registry.clock()) == 100_000 - 10
+
+
 async def test_what_nobody_counted_is_estimated(tmp_path: Path) -> None:
     """By the bytes of the prompt and of the answer: of a client that left, and of a provider that tells no usage."""
 
@@ -369,6 +390,34 @@ async def test_each_token_of_a_shared_answer_is_paid_once(both_leave: bool, tmp_
             assert int(headers["x-ratelimit-remaining-tokens"]) < 1000 - 5
 
 
+async def test_who_leaves_while_a_shared_answer_waits_for_it_pays_what_is_on_the_bill(tmp_path: Path) -> None:
+    """The provider has sent all, and said what it costs, before this client has read much of it."""
+
+    async def long(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        for _ in range(30):
+            await connection.chunk(chunk("x" * 100_000))
+        await connection.chunk(chunk(finish="stop") + USAGE + DONE)
+        await connection.end()
+
+    async with upstream(each(long)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        async with proxy(with_budget(config, budget={"day": "100000 USD"}), tmp_path) as p:
+            exchanges, flights = p.app.gateway.pipeline.exchanges, p.app.gateway.generation.answers.flights
+            with socket.socket() as slow:
+                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                slow.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(slow, ("127.0.0.1", p.port))
+                body = b'{"messages":[],"stream":true,"max_tokens":100}'
+                await loop.sock_sendall(slow, POST.replace(b"15", b"%d" % len(body)).partition(b"{")[0] + body)
+                await until(lambda: len(cloud.posts) == 1 and exchanges and not flights)
+            await until(lambda: spent(p, "alias mana/test") > 0)
+            assert spent(p, "alias mana/test") == pytest.approx(0.5)
+            await until(lambda: '"completion_tokens":2' in p.log.getvalue())
+
+
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
     """A larger budget has what is left of it, a smaller one may be used up at once."""
     async with upstream(each(answers)) as cloud:
@@ -518,6 +567,29 @@ async def test_a_file_that_is_none_of_ours_is_set_aside(content: bytes, tmp_path
         assert (tmp_path / "kept.json.unreadable").read_bytes() == content
 
 
+def test_a_file_of_another_user_is_set_aside() -> None:
+    """Of one who served here before us, say root: the next write would replace what it counted."""
+    with tempfile.TemporaryDirectory() as folder:  # whose parents are everybody's
+        Path(folder).chmod(0o777)
+        path = Path(folder) / "spend.json"
+        path.write_text(before := '{"version":1,"spent":[["key a",20000,4.0,40]]}')
+        path.chmod(0)
+        with contextlib.ExitStack() as again:
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+                again.callback(os.seteuid, 0)
+            rows, wrong = spend_file.read(path)
+            spend_file.write(path, [("key a", 20_001, 1.0, 10)])
+        assert rows == []
+        assert (
+            wrong == "it cannot be read (Permission denied); it is spend.json.unreadable now, and counting begins at 0"
+        )
+        assert spend_file.read(path) == ([("key a", 20_001, 1.0, 10)], None)
+        aside = path.with_name("spend.json.unreadable")
+        aside.chmod(0o600)
+        assert aside.read_text() == before
+
+
 @pytest.mark.parametrize("made", [os.mkfifo, partial(os.symlink, "/dev/null"), os.mkdir])
 def test_what_is_no_regular_file_stays_as_it_is(made: Callable[[Path], None], tmp_path: Path) -> None:
     """It is neither waited for nor renamed nor replaced: /dev/null would be, by a proxy that runs as root."""
@@ -541,6 +613,8 @@ async def test_a_place_that_cannot_be_written_costs_no_request(tmp_path: Path) -
             assert f"its folder {tmp_path / 'nowhere'} is not there" in p.log.getvalue()
             assert (await ask(p))[0] == 200
             await until(lambda: "it cannot be written" in p.log.getvalue())
+            (tmp_path / "nowhere").mkdir()  # as a disk that has room again: no request comes after that
+        assert kept(tmp_path / "nowhere" / "spend.json") == pytest.approx(0.5)
         async with proxy(config, tmp_path) as p:
             assert (await ask(p))[0] == 200
             assert "budgets are kept in memory only" in p.log.getvalue()

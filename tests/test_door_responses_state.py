@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
+import os
+import signal
 import threading
 import tracemalloc
 from pathlib import Path
@@ -21,10 +25,10 @@ from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.responses import store as store_file
 from manallm_proxy.doors.responses.items import Conversation
 from manallm_proxy.doors.responses.native import NativeForm
-from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
+from manallm_proxy.doors.responses.not_found import ItemNotFound, NotLookedUp, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
-from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
+from manallm_proxy.doors.responses.workers_store import PART, WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.openai import deferred_free
@@ -34,6 +38,7 @@ from tests.described import conforms
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.responses import Clock, Opened
 from tests.stall import raw_post
+from tests.supervised import pids
 from tests.upstreams import answers, each, upstream
 
 USER = {"role": "user", "content": "hi"}
@@ -325,7 +330,7 @@ async def test_workers_find_what_another_keeps() -> None:
         count = 2
 
         async def ask_one(self, worker: int, question: str) -> str | None:
-            return answer_question(memories[worker], question) if worker in memories else None
+            return answer_question(memories[worker], question) if worker in memories else ""
 
     one, two = (WorkersStore(memories[number], Others()) for number in (1, 2))
     id_, item, gone = one.new_id("resp"), one.new_id("msg"), MemoryStore(Clock(), worker=3).new_id("resp")
@@ -349,6 +354,94 @@ async def test_workers_find_what_another_keeps() -> None:
     assert not await two.drop("bob", id_)
     assert await two.drop("alice", id_)
     assert await one.response("alice", id_) is None
+
+
+@given(
+    st.lists(st.sampled_from([2, 9, PART // 2, PART - 7, PART, PART + 1, 3 * PART + 2]), min_size=1, max_size=6),
+    st.integers(0, 6),
+    st.integers(0, 12),
+)
+async def test_what_is_long_comes_in_parts(sizes: list[int], inputs: int, left: int) -> None:
+    """Never as one long message, and never half of it: one that is deleted meanwhile is not there."""
+    keeper, asked = MemoryStore(Clock(), worker=1), 0
+    id_ = keeper.new_id("resp")
+
+    class Others:
+        count = 2
+
+        async def ask_one(self, worker: int, question: str) -> str | None:
+            nonlocal asked
+            asked += 1
+            if asked == left:
+                keeper.forget("alice", id_)
+            answer = answer_question(keeper, question)
+            assert len(answer) < 2 * PART
+            return answer
+
+    rows = [b"%d" % n * size for n, size in enumerate(sizes)]
+    input_, output = tuple(rows[:inputs]), tuple(rows[inputs:])
+    keeper.keep("alice", one := Stored(id_, rows[0], input_, output, tuple(f"msg_{n}" for n in range(len(output)))))
+    asker = WorkersStore(MemoryStore(Clock(), worker=2), Others())
+    assert await asker.response("alice", id_) == (one if not 0 < left <= asked else None)
+    if left > asked:
+        left = 0
+    items = dict(zip(one.output_ids, one.output, strict=True))
+    found = await asker.items("alice", one.output_ids)
+    assert found == items if not 0 < left <= asked else found.items() <= items.items()
+
+
+async def test_a_worker_that_does_not_answer_may_have_what_is_asked_for() -> None:
+    """So it is not said to be unknown, and nothing is deleted; what a request can do without, it does without."""
+
+    class Silent:
+        count = 2
+
+        async def ask_one(self, worker: int, question: str) -> str | None:
+            return None
+
+    theirs = MemoryStore(Clock(), worker=1)
+    store = WorkersStore(MemoryStore(Clock(), worker=2), Silent())
+    for asking in (store.response(None, theirs.new_id("resp")), store.drop(None, theirs.new_id("resp"))):
+        with pytest.raises(NotLookedUp, match="another worker process does not answer now") as raised:
+            await asking
+        assert raised.value.retry_after == 1.0
+    ids = [theirs.new_id("rs"), "rs_1"]
+    assert await store.items(None, ids) == {}
+    for id_ in ids:
+        with pytest.raises(NotLookedUp):
+            await store.items(None, ids, [id_])
+    opened = Opened()
+    opened.door.store = store
+    reply = (await opened.ask()).reply
+    assert not await reply.is_known(b'{"id":"%b"}' % theirs.new_id("resp").encode())
+
+
+async def test_a_long_response_of_another_worker_keeps_nobody(tmp_path: Path) -> None:
+    """Megabytes, over two processes; and one that hangs is not taken for one that has nothing."""
+    async with upstream(each(answers)) as server, contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(
+            process(settings({"p": openai(server.url)}), tmp_path, None, "--workers", "2")
+        )
+        path, at = f"{running.url}/v1/responses", dict[str, tuple[aiohttp.ClientSession, str]]()
+        while len(at) < 2:
+            client = await stack.enter_async_context(aiohttp.ClientSession())  # a connection of its own
+            body = io.BytesIO(json.dumps({"input": "x" * 3_000_000}).encode())
+            async with client.post(path, data=body) as response:
+                id_ = (await response.json())["id"]
+                at[id_[5:9]] = client, id_
+        for client, _ in at.values():
+            for _, id_ in at.values():
+                async with client.get(f"{path}/{id_}/input_items") as response:
+                    assert response.status == 200
+                    assert len(await response.read()) > 3_000_000
+        hung = (await pids(running.url))["1"]
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            async with at["0002"][0].get(f"{path}/{at['0001'][1]}") as response:
+                told = (await response.json())["error"]["message"]
+                assert (response.status, response.headers["Retry-After"]) == (503, "1"), told
+        finally:
+            os.kill(hung, signal.SIGCONT)
 
 
 def test_the_supervisor_passes_questions_on() -> None:

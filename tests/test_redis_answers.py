@@ -6,12 +6,14 @@ import asyncio
 import gc
 import json
 import pickle
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import define, field
 
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
@@ -20,7 +22,7 @@ from manallm_proxy.contract.events import Event, StateChanged
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.state import link
 from manallm_proxy.state.answer_store import CachedAnswer
-from manallm_proxy.state.entries import LARGEST
+from manallm_proxy.state.entries import LARGEST, PART, SLOWEST, WriteBehind, read, seal
 from manallm_proxy.state.link import AGAIN, Link, ServerUnavailable
 from manallm_proxy.state.redis_answers import RedisAnswers, name_of, pack
 from manallm_proxy.state.redis_client import client_of
@@ -119,6 +121,81 @@ async def test_what_is_not_ours_is_a_miss_and_deleted(redis: RedisServer) -> Non
     await until(lambda: not client.exists(NAME))
     assert not seen
     await closed(answers)
+
+
+@define
+class Counting:
+    """A link that notes how much each use has brought, and what it may take beyond the usual time. ``before``: called
+    before the use of that number."""
+
+    link: Link
+    before: dict[int, Callable[[], object]] = field(factory=dict)
+    sizes: list[int] = field(factory=list)
+    mores: list[float] = field(factory=list)
+    is_well: bool = True
+
+    async def use(self, command: Callable[[Any], Awaitable[Any]], more: float = 0.0) -> Any:
+        self.before.get(len(self.mores), int)()
+        self.mores.append(more)
+        found = await self.link.use(command, more)
+        self.sizes += [len(found[0])] if isinstance(found, list) and found else []
+        return found
+
+
+async def test_a_burst_of_our_own_is_no_failure_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is awaited for as long as this process is busy, within bounds; while it idles, no longer than ever."""
+    monkeypatch.setattr(link, "BUDGET", 0.05)
+    answered = asyncio.Event()
+
+    async def command(client: object) -> str:
+        await answered.wait()
+        return "answered"
+
+    async def busy(seconds: float) -> None:
+        ends = time.thread_time() + seconds
+        while time.thread_time() < ends:
+            step = time.thread_time()
+            while time.thread_time() - step < 0.01:
+                pass
+            await asyncio.sleep(0)
+
+    async def used(seconds: float) -> str:
+        """What comes of a use while this process is busy for so long, and the answer comes after that."""
+        answered.clear()
+        using = asyncio.ensure_future(real.use(command))
+        await busy(seconds)
+        await asyncio.sleep(0.2 if not seconds else 0)
+        answered.set()
+        try:
+            return await using
+        except ServerUnavailable:
+            return "too late"
+
+    for seconds, wanted in ((0.25, "answered"), (0.8, "too late"), (0.0, "too late")):
+        real = Link("redis", asyncio.Event, lambda event: None)  # a client that nobody uses
+        assert await used(seconds) == wanted, seconds
+        await real.close()
+
+
+async def test_a_long_entry_is_read_in_parts(redis: RedisServer) -> None:
+    """Each in the time of one use, which megabytes do not have on a slow network; a write gets what it needs. One that
+    is replaced meanwhile is not there, and neither is it taken for a foreign one and deleted."""
+    real = Link("redis", client_of(redis.url), lambda event: None)
+    size = 3 * PART + 5
+    client = redis.client()
+    entry = seal(NAME, b"x" * (size - 16))
+    tombstone = seal(NAME, b"deleted")
+    counting = Counting(real)
+    behind = WriteBehind(counting)  # type: ignore[arg-type]  # a stand-in
+    assert behind.send(lambda redis: redis.set(NAME, entry, px=60_000), len(entry))
+    await behind.close()
+    assert counting.mores == [size / SLOWEST]
+    found, left = await read(counting, NAME)  # type: ignore[arg-type]  # a stand-in
+    assert (found, 0 < left <= 60_000, counting.sizes) == (entry, True, [PART, PART, PART, 5])
+    replaced = Counting(real, {2: lambda: client.set(NAME, tombstone, px=60_000)})
+    assert await read(replaced, NAME) == (b"", 0)  # type: ignore[arg-type]  # a stand-in
+    assert client.get(NAME) == tombstone
+    await real.close()
 
 
 async def test_two_instances_share_what_they_keep(redis: RedisServer, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from manallm_proxy.state.link import Link, ServerUnavailable
 from manallm_proxy.state.scripts import name_of
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
-from tests.upstreams import Upstream, answers, each, endless, upstream
+from tests.upstreams import Connection, Seen, Upstream, answers, each, endless, upstream
 from tests.waiting import until
 
 SECRET = "k" * 40
@@ -268,7 +268,7 @@ async def test_with_the_server_away_each_counts_by_itself(
             codes = [(await ask(other))[0] for _ in range(6)]
             assert codes == [200] * 5 + [429], "two dollars were spent before, half of them elsewhere"
             assert list(shared(other).settlements.unconfirmed(ALIAS))
-            await until(lambda: clock() > stopped + 3 * link.BUDGET)
+            await until(lambda: clock() > stopped + 2 * link.longest())
             redis.go_on()
             await settled(one, other)
             assert told(redis)["du"] == len(cloud.posts) * 5 * 10**8 == 45 * 10**8
@@ -327,6 +327,35 @@ async def test_what_is_done_though_nobody_heard_of_it_counts_once(redis: RedisSe
                 assert redis.client().hkeys(spend.settlements.sender) == [b"number"]
 
 
+async def test_a_burst_that_the_server_answers_too_late_spends_no_more_than_there_is(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """It is well, but so many ask at once that some wait too long: what is reserved here counts all the same."""
+
+    async def late(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        await answers(connection, seen)
+
+    async with upstream(each(late)) as cloud:
+        async with instances(config_of(cloud, redis, {"day": "12 USD"}), tmp_path) as (one, _):
+            real = shared(one).link()
+            assert real is not None
+            lossy = Lossy(real)
+            lossy.left = 1000
+            shared(one).link = lambda: lossy  # type: ignore[assignment, return-value]  # a stand-in
+            asking = [asyncio.ensure_future(ask(one)) for _ in range(30)]
+            await until(lambda: sum(each.done() for each in asking) + len(cloud.posts) == 30)
+            assert shared(one).is_on
+            assert one.app.gateway.generation.ledger.held(ALIAS).usd <= 12
+            passed = len(cloud.posts)
+            assert 6 <= passed <= 12, "each reserves one or two dollars"
+            cloud.go.set()
+            codes = [code for code, _ in await asyncio.gather(*asking)]
+            assert sorted(codes) == [200] * passed + [429] * (30 - passed)
+            await settled(one)
+            assert told(redis)["du"] == passed * 5 * 10**8
+
+
 async def test_what_was_kept_before_counts_there_too(redis: RedisServer, tmp_path: Path) -> None:
     """Of a proxy that begins to share what it has in its file, in a day and a month."""
     async with upstream(each(answers)) as cloud:
@@ -371,6 +400,34 @@ async def test_what_no_script_of_ours_returns_decides_nothing(redis: RedisServer
                 await until(lambda: real.is_well)
 
 
+async def test_what_is_not_ours_under_our_names_is_removed(redis: RedisServer, tmp_path: Path) -> None:
+    """Of every type, under every name: budgets and limits go on there, and are settled."""
+    async with upstream(each(answers)) as cloud:
+        config = config_of(cloud, redis, {"day": "60 USD"}, tokens_per_minute=1000, requests_per_minute=100)
+        async with instances(config, tmp_path) as (one, _):
+            assert (await ask(one))[0] == 200
+            await settled(one)
+            client = redis.client()
+            kinds: list[Callable[[bytes], Any]] = [
+                lambda name: client.set(name, "x"),
+                lambda name: client.lpush(name, "x"),
+                lambda name: client.sadd(name, "x"),
+                lambda name: client.zadd(name, {"x": 1}),
+                lambda name: client.hset(name, "x", "y"),
+                lambda name: client.xadd(name, {"x": "y"}),
+            ]
+            for made in kinds:
+                assert len(redis.names()) == 4
+                for name in redis.names():
+                    client.delete(name)
+                    made(name)
+                assert (await ask(one))[0] == 200
+                await settled(one)
+                assert shared(one).is_on
+            assert told(redis)["du"] == 7 * 5 * 10**8
+            assert "refuses our commands" not in one.log.getvalue()
+
+
 async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_path: Path) -> None:
     """Each counts by itself then, which the log says once; it gets all of it once there is room."""
     async with upstream(each(answers)) as cloud:
@@ -384,6 +441,7 @@ async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_pa
             await settled(one)
             assert told(redis)["du"] == len(cloud.posts) * 5 * 10**8
             assert (await ask(other))[0] == 429 and shared(other).is_on
+            assert shared(one).is_on, "it is asked again, or nothing that others reserve would count here any more"
 
 
 async def test_a_reload_may_take_the_server_away(redis: RedisServer, tmp_path: Path) -> None:

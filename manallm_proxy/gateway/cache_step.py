@@ -199,7 +199,9 @@ class CacheStep:
                     response = await self._send(flight)
             except BaseException as error:
                 flight.leader_left = True
-                if isinstance(error, asyncio.CancelledError | ConnectionResetError) and not flight.has_landed:
+                if flight.has_landed:  # it is complete, however little of it this client has read
+                    exchange.usage = flight.claim()
+                elif isinstance(error, asyncio.CancelledError | ConnectionResetError):
                     # others may hear the rest: what it costs in all is known at its end
                     flight.is_paid_on_landing = exchange.pays_later = True
                 raise

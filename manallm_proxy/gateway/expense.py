@@ -63,8 +63,8 @@ class Expense:
     _taken: TokenReservation | None = None
     _held: dict[Target, Hold] = field(factory=dict)
     """Reservations of the attempts in flight."""
-    _asked: set[Target] = field(factory=set)
-    """Attempts in flight that have been sent."""
+    _asked: dict[Target, int] = field(factory=dict)
+    """Attempts in flight that have been sent: a chain may name a target twice, with other settings."""
     _lost: int = 0
     """Tokens of failed attempts."""
     _settled: bool = False
@@ -96,7 +96,7 @@ class Expense:
         return None
 
     def known_refusal(self, entry: Entry) -> Skip | None:
-        """As `refusal`, for who only looks: by what this process knows, also where another one would be asked."""
+        """As `refusal`, by what this process knows, its own reservations included, and not by a server's totals."""
         for account in self.accounts:
             if limits := self._limits(account, entry):
                 limit = self.generation.ledger.over(account.name, limits, self._sure(entry))
@@ -186,8 +186,8 @@ class Expense:
                 if not isinstance(found, Hold) and spend.over(found[0], dict(accounts)[found[0]], wanted[0]) is None:
                     await asyncio.sleep(SETTLING)  # it may be reserved by a call that is over by now
                     found = await spend.hold(accounts, *wanted)
-            except ServerUnavailable:
-                if (skip := self.refusal(entry)) is not None:
+            except ServerUnavailable:  # here, where many ask at once, also for a server that is well
+                if (skip := self.known_refusal(entry)) is not None:
                     raise Declined(skip) from None
             else:
                 if not isinstance(found, Hold):
@@ -213,7 +213,8 @@ class Expense:
                         self._charge_failed(entry, error.usage)
                 elif isinstance(error, asyncio.CancelledError):
                     self._left(entry)
-                self._asked.discard(entry.target)
+                    raise
+                self._over_with(entry)
                 raise
 
         return paid
@@ -222,16 +223,22 @@ class Expense:
         """Wraps `ask`, which is called when the request's turn has come: from then on the attempt is charged."""
 
         async def noted(entry: Entry) -> A:
-            self._asked.add(entry.target)
+            self._asked[entry.target] = self._asked.get(entry.target, 0) + 1
             return await ask(entry)
 
         return noted
 
     def _left(self, entry: Entry) -> None:
         """Charges a cancelled attempt, whose provider has read the prompt."""
-        if entry.target in self._asked:
-            self._asked.discard(entry.target)
+        if self._over_with(entry):
             self._charge_failed(entry, Usage(self.prompt))
+
+    def _over_with(self, entry: Entry) -> bool:
+        """One attempt at `entry` is over. Whether it had been sent."""
+        sent = self._asked.pop(entry.target, 0)
+        if sent > 1:
+            self._asked[entry.target] = sent - 1
+        return sent > 0
 
     def _charge_failed(self, entry: Entry, usage: Usage) -> None:
         """Charges `usage` of a failed attempt."""
@@ -245,8 +252,10 @@ class Expense:
         if self._settled:
             return
         self._settled = True
+        if served is not None:
+            self._over_with(served)
         for entry in chain:
-            if served is not None and entry != served:
+            while served is not None and entry.target in self._asked:
                 self._left(entry)  # of two hedged attempts, the other was faster
             self._release(entry.target)
         estimated = Usage(self.prompt, answered_tokens(sent, streamed=self.streams))

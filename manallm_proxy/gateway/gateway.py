@@ -127,6 +127,8 @@ class Gateway:
     operators: Operators = field(init=False)
     responses: MemoryStore = field(init=False)
     """What this process keeps for ``/v1/responses``."""
+    shared: SharedResponses = field(init=False)
+    """The same, with what all instances keep; it is closed before the generation is."""
 
     def __attrs_post_init__(self) -> None:
         self.renderer = Renderer(self.serving)
@@ -135,7 +137,7 @@ class Gateway:
         number = self.workers.number if self.workers is not None else 0
         self.responses = MemoryStore(self._clock, self._bounds, number)
         own = WorkersStore(self.responses, self.workers) if self.workers is not None else self.responses
-        store = SharedResponses(own, lambda: self.generation.answers.link, self._bounds)
+        self.shared = store = SharedResponses(own, lambda: self.generation.answers.link, self._bounds)
         for path, door in {**DOORS, RESPONSES: ResponsesDoor(store)}.items():
             self.table.add("POST", path, self.pipeline.handler(door))
         self.table.add("POST", "/v1/messages/count_tokens", self._count_tokens)

@@ -62,7 +62,8 @@ class SharedSpend:
     server_clock: ServerClock = field(factory=ServerClock)
     _known: dict[str, _ServerTotals] = field(factory=dict)
     _refused: bool = False
-    """Whether the server rejected our last command."""
+    """Whether the server rejected our last command: it is full, or a replica. It is asked again once it has accepted
+    what was spent meanwhile."""
     _spent_alone: bool = False
     """Whether anything was spent while nothing was shared."""
 
@@ -184,6 +185,7 @@ class SharedSpend:
 
     def _learn(self, account: str, day: int, month: int, totals: Totals) -> None:
         """Takes over the server's totals. Answers may arrive out of order, so totals never decrease."""
+        self._refused = False
         known = self._known.get(account)
         if known is not None:
             if known.day > day:

@@ -146,6 +146,7 @@ class App:
             await self._reloader.close()
             await runner.cleanup()
             await self._hints.close()
+            await self.gateway.shared.close()
             await self.gateway.generation.close()
             await self.spend.close()
             if watchdog is not None:

@@ -36,14 +36,15 @@ def file_path(config: Config, environ: Mapping[str, str]) -> Path | None:
 
 
 def read(path: Path) -> tuple[list[Row], str | None]:
-    """The rows, and what is wrong with the file, if anything. A corrupt file is renamed; a missing one is fine."""
+    """The rows, and what is wrong with the file, if anything. A missing one is fine; one that is corrupt or cannot be
+    read is renamed, since the next `write` would replace it."""
     try:
         with open_regular(path) as file:
             data = file.read(SIZE_LIMIT + 1)
     except FileNotFoundError:
         return [], None if path.parent.is_dir() else f"its folder {path.parent} is not there"
     except OSError as error:
-        return [], f"it cannot be read ({error.strerror or 'input/output error'})"
+        return [], f"it cannot be read ({error.strerror or 'input/output error'}){_set_aside(path)}"
     try:
         found = msgspec.json.decode(data, type=SpendFile) if len(data) <= SIZE_LIMIT else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -51,9 +52,19 @@ def read(path: Path) -> tuple[list[Row], str | None]:
     rows = found.spent if found is not None and found.version == 1 else None
     if rows is not None and all(0 <= day < 10**6 and 0 <= usd < 1e15 and tokens >= 0 for _, day, usd, tokens in rows):
         return rows, None
-    with contextlib.suppress(OSError):
-        os.replace(path, path.with_name(f"{path.name}.unreadable"))
-    return [], f"it was not written by this proxy; it is {path.name}.unreadable now, and counting begins at 0"
+    return [], f"it was not written by this proxy{_set_aside(path)}"
+
+
+def _set_aside(path: Path) -> str:
+    """Renames a file that is of no use to us, but may be to others. Returns what to add to the message."""
+    aside = path.with_name(f"{path.name}.unreadable")
+    try:
+        if not path.is_file():  # a device, a folder: never touched
+            return ""
+        os.replace(path, aside)
+    except OSError:
+        return ", and counting begins at 0"
+    return f"; it is {aside.name} now, and counting begins at 0"
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

@@ -3,7 +3,7 @@
 1. Other workers get it after `SHARE_AFTER` seconds, the file after `WRITE_AFTER`. A killed process loses that much; one
    that ends writes first.
 2. One process writes: the only one, or worker 1. At its end the supervisor writes the spending of all once more.
-3. A file that cannot be written fails no request: it is reported once, and retried with the next change.
+3. A file that cannot be written fails no request: it is reported once, and retried with the next change and at the end.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class SpendKeeper:
     async def close(self) -> None:
         """Sends and writes the rest."""
         self.ledger.changed = None
-        dirty = self._writing_at is not None
+        dirty = self._writing_at is not None or self._failed
         for timer in (self._sharing, self._writing_at):
             if timer is not None:
                 timer.cancel()

@@ -159,19 +159,20 @@ class WorkerLink(asyncio.Protocol):
 
     async def ask(self, topic: Topic) -> str | None:
         """The merged answer of all workers about `topic`; None if the supervisor does not reply in time."""
-        return await self._answer_to(lambda id_: Ask(id_, topic))
+        return await self._answer_to(lambda id_: Ask(id_, topic)) or None
 
     async def ask_one(self, worker: int, question: str) -> str | None:
-        """The answer of one other worker; None if it is gone or does not reply in time."""
+        """The answer of one other worker; empty if it is gone, None if it does not reply in time."""
         return await self._answer_to(lambda id_: AskOne(id_, worker, question))
 
     async def _answer_to(self, question: Callable[[int], FromWorker]) -> str | None:
         self._last_id = id_ = self._last_id + 1
-        answer = self._asked[id_] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked[id_] = answer
         self._send(question(id_))
         try:
             async with asyncio.timeout(ASK_TIMEOUT):
-                return await answer or None
+                return await answer
         except TimeoutError:
             return None
         finally:

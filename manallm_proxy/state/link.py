@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 BUDGET: Final = 0.05
 """Max seconds of one use."""
+BUSY: Final = 0.45
+"""Max seconds beyond that while this process is busy, with hundreds of requests at once that all ask the server."""
 AT_A_TIME: Final = 8
 """Max concurrent uses, and so connections; others wait within their budget."""
 AGAIN: Final = 0.25
@@ -31,24 +33,37 @@ CLOSING: Final = 1.0
 _NO_ENTRY: Final = "refuses the user or the password"
 
 
+def longest() -> float:
+    """Max seconds of one use by a process that is busy."""
+    return BUDGET + max(BUSY, BUDGET)
+
+
 @contextlib.asynccontextmanager
-async def _budget() -> AsyncIterator[None]:
-    """Raises TimeoutError after BUDGET seconds; after twice as many if this process was busy meanwhile, since the
-    answer may have arrived unread."""
+async def _budget(more: float) -> AsyncIterator[None]:
+    """Raises TimeoutError after BUDGET seconds, and `more`; up to BUSY seconds later if this process is busy: then the
+    answer may have arrived unread, or the command is not sent yet, and it is not the server that keeps anybody."""
     loop = asyncio.get_running_loop()
-    due, spent = loop.time() + BUDGET, time.process_time()
+    due, spent = loop.time() + BUDGET + more, time.process_time()
+    last = due + longest() - BUDGET
+    timer: asyncio.TimerHandle | None = None
     async with asyncio.timeout(None) as limit:
 
         def check() -> None:
-            now = loop.time()
-            was_busy = now - due > BUDGET / 5 or time.process_time() - spent > BUDGET / 2
-            limit.reschedule(now + BUDGET if was_busy else now)
+            nonlocal due, spent, timer
+            now, before = loop.time(), spent
+            spent = time.process_time()
+            if now < last and (now - due > BUDGET / 5 or spent - before > BUDGET / 2):
+                due = now + BUDGET
+                timer = loop.call_at(due, check)
+            else:
+                limit.reschedule(now)
 
         timer = loop.call_at(due, check)
         try:
             yield
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
 
 class ServerUnavailable(Exception):
@@ -77,15 +92,16 @@ class Link:
     """Clients that are being closed."""
     _closed: bool = False
 
-    async def use(self, command: Callable[[Any], Awaitable[T]]) -> T:
-        """What `command` returns, within the budget. Raises Away, and Refused if the server answers with an error."""
+    async def use(self, command: Callable[[Any], Awaitable[T]], more: float = 0.0) -> T:
+        """What `command` returns, within the budget and `more` seconds. Raises ServerUnavailable, and Refused if the
+        server answers with an error."""
         if not self.is_well or self._closed:
             raise ServerUnavailable
         client: Any = None
         clock, waited = asyncio.get_running_loop().time, 0.0
         began = clock()
         try:
-            async with _budget(), self._turns:
+            async with _budget(more), self._turns:
                 waited = clock() - began
                 if not self.is_well or self._closed:  # while it waited for its turn
                     raise ServerUnavailable

@@ -52,11 +52,12 @@ if kind ~= 'string' then
     redis.call('UNLINK', KEYS[1])
     return {}
 end
-if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return {redis.call('GETRANGE', KEYS[1], 0, ARGV[1]), redis.call('PTTL', KEYS[1])}
+if ARGV[3] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+local part = redis.call('GETRANGE', KEYS[1], ARGV[1], ARGV[2])
+return {part, redis.call('PTTL', KEYS[1]), redis.call('STRLEN', KEYS[1])}
 """)
-"""An entry up to that byte, and its remaining milliseconds, which the second argument resets (0: unchanged). Removes
-anything that cannot be an entry of ours."""
+"""An entry from one byte to another, its remaining milliseconds, which the third argument resets (0: unchanged), and
+its size. Removes anything that cannot be an entry of ours."""
 
 
 @define(eq=False)
@@ -71,7 +72,7 @@ class ServerClock:
 
     def until(self, now: float) -> int:
         """The deadline, in the server's microseconds: now plus the longest use of a link; 0: its time is unknown."""
-        return round((now + self._ahead + 2 * link.BUDGET) * 1e6) if self._ahead is not None else 0
+        return round((now + self._ahead + link.longest()) * 1e6) if self._ahead is not None else 0
 
 
 def name_of(kind: str, whose: str) -> str:
@@ -139,7 +140,7 @@ local function lessen(key, name, number)
     if left > 0 then redis.call('HSET', key, name, whole(left)) else redis.call('HDEL', key, name) end
 end
 local function record(sender, id, rows)
-    if redis.call('TYPE', sender)['ok'] == 'string' then redis.call('UNLINK', sender) end
+    if redis.call('TYPE', sender)['ok'] ~= 'hash' then redis.call('UNLINK', sender) end
     redis.call('HSET', sender, id, cjson.encode(rows))
     redis.call('EXPIRE', sender, 86400)
 end
@@ -256,6 +257,7 @@ time, in whose minute it is reserved, USD and tokens that are; then of each acco
 SETTLE: Final = Script(
     f"""{_COMMON}
 local asked, told, sender = cjson.decode(ARGV[1]), {{}}, KEYS[1]
+if redis.call('TYPE', sender)['ok'] ~= 'hash' then redis.call('UNLINK', sender) end
 local is_new = redis.call('HGET', sender, 'number') ~= asked.number
 if is_new then
     redis.call('HSET', sender, 'number', asked.number)

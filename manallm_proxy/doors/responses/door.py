@@ -22,7 +22,12 @@ from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation
 from manallm_proxy.doors.responses.native import NativeForm
-from manallm_proxy.doors.responses.not_found import ConversationTooLong, ItemNotFound, PreviousResponseNotFound
+from manallm_proxy.doors.responses.not_found import (
+    ConversationTooLong,
+    ItemNotFound,
+    NotLookedUp,
+    PreviousResponseNotFound,
+)
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
 from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, add_chat, read_request
 from manallm_proxy.doors.responses.shell import Shell
@@ -141,7 +146,8 @@ class ResponsesDoor:
         Raises ItemNotFound, and ConversationTooLong.
         """
         wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_looked_up(item)}
-        found = await self.store.items(client.key, wanted.values()) if wanted else {}
+        required = {id_ for n, id_ in wanted.items() if _is_reference(items[n])}
+        found = await self.store.items(client.key, wanted.values(), required) if wanted else {}
         for n, id_ in [*wanted.items()]:
             if id_ in found:
                 continue
@@ -153,7 +159,10 @@ class ResponsesDoor:
         return {n: found[id_] for n, id_ in wanted.items()}
 
     async def _knows(self, owner: Owner, id_: str) -> bool:
-        return await self.store.response(owner, id_) is not None
+        try:
+            return await self.store.response(owner, id_) is not None
+        except NotLookedUp:  # a new answer is better than none
+            return False
 
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
         loop, here = asyncio.get_running_loop(), threading.get_ident()

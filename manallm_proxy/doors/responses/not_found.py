@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Overloaded
 from manallm_proxy.doors.responses.store import LONGEST_ID
 
-_WHY = (
-    "it was made with store: false, with another key, too long ago, or was deleted. "
-    "Send the whole conversation as 'input' and set store to false"
+_LOST = (
+    "it was made with store: false, with another key, too long ago (responses.ttl) or before this proxy was restarted, "
+    "was deleted, or made room for others (responses.memory)"
 )
+_WHY = f"{_LOST}. Send the whole conversation as 'input' and set store to false"
 
 
 class PreviousResponseNotFound(InvalidRequest):
@@ -46,7 +47,16 @@ class ResponseNotFound(InvalidRequest):
     code = "response_not_found"
 
     def __init__(self, id_: str) -> None:
+        super().__init__(f"Response with id '{id_[:LONGEST_ID]}' not found: {_LOST}")
+
+
+class NotLookedUp(Overloaded):
+    """Whether something is stored cannot be told now, since `keeper`, who may have it, does not answer: no reason for a
+    client to give up a conversation."""
+
+    def __init__(self, keeper: str) -> None:
         super().__init__(
-            f"Response with id '{id_[:LONGEST_ID]}' not found: it was made with store: false, with another key, "
-            "too long ago, or was deleted"
+            f"{keeper} does not answer now, and may keep what this request refers to; try again, or send the whole "
+            "conversation as 'input'",
+            retry_after=1.0,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from os import urandom
 from typing import Final, Protocol
 
@@ -80,13 +80,13 @@ class Store(Protocol):
         """The same of one with thousands of items, a few in each turn of the loop."""
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
-        """The response with that id; None if unknown."""
+        """The response with that id; None if unknown. Raises NotLookedUp."""
 
-    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
-        """Output items by id, as JSON; unknown ids are left out."""
+    async def items(self, owner: Owner, ids: Iterable[str], required: Collection[str] = ()) -> dict[str, bytes]:
+        """Output items by id, as JSON; unknown ids are left out. Raises NotLookedUp for those that are `required`."""
 
     async def drop(self, owner: Owner, id_: str) -> bool:
-        """Deletes a response. Returns whether there was one."""
+        """Deletes a response. Returns whether there was one. Raises NotLookedUp."""
 
 
 @define(eq=False)
@@ -213,7 +213,7 @@ class MemoryStore:
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         return self.find(owner, id_)
 
-    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+    async def items(self, owner: Owner, ids: Iterable[str], required: Collection[str] = ()) -> dict[str, bytes]:
         return self.find_items(owner, ids)
 
     async def drop(self, owner: Owner, id_: str) -> bool:
