@@ -172,7 +172,7 @@ async def test_a_provider_that_names_a_place_itself(tmp_path: Path) -> None:
 async def test_places_of_two_apis_with_one_name_for_messages(told: str, own: str, tmp_path: Path) -> None:
     """A chat's becomes the client's, once: what is said of it is not read as the chat's again."""
     body = {"error": {"message": f"Invalid '{told}': too odd, see {told}", "param": told}}
-    uses = [{"type": "tool_use", "id": id_, "name": "a", "input": {}} for id_ in ("c1", "c2")]
+    uses: list[Any] = [{"type": "tool_use", "id": id_, "name": "a", "input": {}} for id_ in ("c1", "c2")]
     turn = {"role": "assistant", "content": [{"type": "text", "text": "So."}, *uses]}
     async with upstream(each(status("400 Bad", body))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         given = {"max_tokens": 9, "system": "s", "messages": [ASKED, turn, ASKED]}

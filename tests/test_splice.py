@@ -442,9 +442,10 @@ TURNS: dict[str, list[Delta]] = {
 
 @every([*TURNS.items()])
 def test_texts_continue_only_what_they_belong_to(case: str, deltas: list[Delta]) -> None:
-    """Each alone in its read, as most are, and so one that may be spliced; by every door."""
+    """Each alone in its read, as most are, and so one that may be spliced; or with others; by every door."""
     for door in REPLIES:
         splices_what_it_would_write(door, [[delta] for delta in deltas])
+        splices_what_it_would_write(door, [deltas[:1], deltas[1:]])
 
 
 def test_a_door_splices() -> None:
