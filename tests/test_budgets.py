@@ -564,6 +564,17 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
 SERVERS = {"chat": answers, "messages": speaks_messages, "responses": speaks_responses}
 
 
+async def test_what_could_not_be_written_is_written_at_the_end(tmp_path: Path) -> None:
+    """Also if nothing was spent since: the disk has room again, the folder is there."""
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "5 USD"})
+        async with proxy({**config, "spend_file": "late/spend.json"}, tmp_path) as p:
+            assert (await ask(p))[0] == 200
+            await until(lambda: "it cannot be written" in p.log.getvalue())
+            (tmp_path / "late").mkdir()
+        assert kept(tmp_path / "late/spend.json") == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(("speaks", "path", "body"), FORMS, ids=[f"{path} over {speaks}" for speaks, path, _ in FORMS])
 async def test_every_api_reserves_and_pays(speaks: str, path: str, body: dict[str, Any], tmp_path: Path) -> None:
     """Translated or relayed: `max_tokens` by whichever name is reserved, and the usage is charged, streamed or not."""

@@ -3,7 +3,7 @@
 1. Other workers get it after `SHARE_AFTER` seconds, the file after `WRITE_AFTER`. A killed process loses that much; one
    that ends writes first.
 2. One process writes: the only one, or worker 1. At its end the supervisor writes the spending of all once more.
-3. A file that cannot be written fails no request: it is reported once, and retried with the next change.
+3. A file that cannot be written fails no request: it is reported once, and retried with the next change or at the end.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class SpendKeeper:
             async with asyncio.timeout(LAST_WRITE):
                 if self._writing is not None:
                     await self._writing
-                if dirty:
+                if dirty or self._failed:
                     await self._write()
         except TimeoutError:
             self.observe(SpendFileFailed(str(self.path), "the disk does not answer"))
