@@ -343,6 +343,8 @@ async def test_workers_find_what_another_keeps() -> None:
         one.keep("alice", Stored(one.new_id("resp"), b"{}", (), (b'{"n":%d}' % n,), (name,)))
         assert await two.items("alice", [name, item]) == {name: b'{"n":%d}' % n, item: b'{"b":"\xc3\xa4"}'}
         assert await two.items("bob", [name]) == {}
+        two.keep("alice", Stored(two.new_id("resp"), b"{}", (), (b'{"n":%d}' % -n,), (f"{name}_2",)))
+        assert await one.items("alice", [f"{name}_2"]) == {f"{name}_2": b'{"n":%d}' % -n}
     assert await two.response("bob", id_) is None
     assert await two.response("alice", gone) is None
     assert await two.response("alice", "resp_" + "f" * 600) is None
