@@ -406,6 +406,7 @@ async def test_stored_responses_over_http(tmp_path: Path) -> None:
             assert status == 200
             _, page = await send(p, "GET", f"/v1/responses/{made_next['id']}/input_items?limit=2", "sk-alice")
             assert [row["role"] for row in page["data"]] == ["user", "assistant"] and page["has_more"]
+            assert page["data"][0]["content"][0]["text"] == "more", "the newest first"
             rest = f"/v1/responses/{made_next['id']}/input_items?order=desc&after={page['last_id']}"
             _, page = await send(p, "GET", rest, "sk-alice")
             assert [row["role"] for row in page["data"]] == ["user"] and not page["has_more"]
