@@ -15,6 +15,7 @@ from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.doors.replay.forms import REPLAYS
 from manallm_proxy.gateway.answers import canonical
+from tests.cases import every
 from tests.figures import value
 from tests.proxy import Proxy, everything, openai, proxy, settings, written
 from tests.upstreams import DONE, Connection, Seen, chunk, each, endless, status, upstream
@@ -613,6 +614,88 @@ def test_what_is_odd_in_a_whole_answer_is_not_so_in_its_stream() -> None:
         (0, "c0"),
         (1, "c1"),
     ]
+
+
+def events(*payloads: Any) -> bytes:
+    return b"".join(
+        b"data: %b\n\n" % (json.dumps(each).encode() if each != "[DONE]" else b"[DONE]") for each in payloads
+    )
+
+
+def said(delta: Any, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
+
+
+def test_calls_that_are_all_numbered_0_stay_apart_in_a_whole_answer() -> None:
+    """As some servers stream them: whose ids differ are two."""
+    parts = [("a", '{"x":'), ("", "1}"), ("b", "{}"), ("b", " ")]
+    rows = [{"index": 0, "id": id_, "function": {"name": "f", "arguments": text}} for id_, text in parts]
+    stream = events(*[said({"tool_calls": [row]}) for row in rows], said({}, "tool_calls"), "[DONE]")
+    (choice,) = json.loads(REPLAYS["chat/completions"].to_whole(stream, None) or b"")["choices"]
+    assert [(call["id"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]] == [
+        ("a", '{"x":1}'),
+        ("b", "{} "),
+    ]
+
+
+STREAMS: list[tuple[bytes, dict[str, Any] | None]] = [
+    (events(said({"content": "a"}), said({}, "stop")), {"role": "assistant", "content": "a"}),
+    (events(said({"content": "a"})) + b": ping\n\n" + events(None, said({"content": "b"}, "stop")),
+     {"role": "assistant", "content": "ab"}),
+    (events(said({"content": "", "tool_calls": []}, "stop")), {"role": "assistant", "content": None, "tool_calls": []}),
+    (events({"id": "1", "choices": [{"index": 0, "finish_reason": "stop"}]}), {"role": "assistant", "content": None}),
+    (events(said({"content": "a"})), None),
+    (events(said({"content": "a"}, "error")), None),
+    (events({"id": "1", "choices": []}), None),
+]  # fmt: skip
+
+
+@every(STREAMS)
+def test_a_stream_becomes_whole_if_it_is(stream: bytes, message: dict[str, Any] | None) -> None:
+    """One without a reason for its end may have been cut, and one that failed is nobody else's answer."""
+    whole = REPLAYS["chat/completions"].to_whole(stream, None)
+    assert (whole and json.loads(whole)["choices"][0]["message"]) == message
+
+
+def test_usage_is_for_who_asks_for_it() -> None:
+    """Others read ``choices[0]`` of each chunk."""
+    whole = json.dumps({"id": "1", "choices": [{"index": 0, "message": {}}], "usage": {"prompt_tokens": 1}}).encode()
+    for with_usage in (True, False):
+        assert (b"usage" in (REPLAYS["chat/completions"].to_stream(whole, with_usage) or b"")) is with_usage
+
+
+def test_all_that_a_response_may_hold_is_streamed() -> None:
+    """In the order of a live one; a comment behind it is not its end."""
+    part = {"type": "output_text", "text": "", "annotations": [{"type": "url_citation"}]}
+    refusal, other = {"type": "refusal", "refusal": "no"}, {"type": "reasoning_text", "text": "hm"}
+    output: list[dict[str, Any]] = [
+        {"type": "reasoning", "id": "r1", "summary": [{"type": "summary_text", "text": "hm"}], "content": [other]},
+        {"type": "reasoning", "id": "r2", "summary": None, "encrypted_content": "x"},
+        {"type": "message", "id": "m1", "content": [part, refusal, other]},
+        {"type": "message", "id": "m2", "content": None},
+        {"type": "custom_tool_call", "id": "c1", "name": "f", "input": ""},
+        {"type": "custom_tool_call", "id": "c2", "name": "f", "input": "x"},
+    ]
+    whole = {"id": "resp_1", "status": "completed", "output": output}
+    replay = REPLAYS["responses"]
+    stream = replay.to_stream(json.dumps(whole).encode(), True) or b""
+    rows = [json.loads(row.split(b"data: ", 1)[1]) for row in stream.split(b"\n\n") if row]
+    inside = {each["id"]: [row["type"][9:] for row in rows if row.get("item_id") == each["id"]] for each in output}
+    summary = ["part.added", "text.delta", "text.done", "part.done"]
+    assert inside == {
+        "r1": [f"reasoning_summary_{kind}" for kind in summary],
+        "r2": [],
+        "m1": [
+            *("content_part.added", "output_text.annotation.added", "output_text.done", "content_part.done"),
+            *("content_part.added", "refusal.delta", "refusal.done", "content_part.done"),
+            *("content_part.added", "content_part.done"),
+        ],
+        "m2": [],
+        "c1": ["custom_tool_call_input.done"],
+        "c2": ["custom_tool_call_input.delta", "custom_tool_call_input.done"],
+    }
+    assert [row["item"] for row in rows if row["type"].endswith("item.done")] == output
+    assert json.loads(replay.to_whole(stream + b": ping\n\n", None) or b"") == whole
 
 
 async def test_a_kept_answer_without_the_other_form_is_asked_for(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.state.answer_store import OVERHEAD, CachedAnswer, MemoryAnswers
-from manallm_proxy.state.flights import HELD, Flight, Form
+from manallm_proxy.state.flights import HELD, Flight, Flights, Form
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until
@@ -125,3 +125,73 @@ async def test_more_than_is_held_waits_for_the_slowest() -> None:
             size += len(data)
         assert (size, flight.last, flight.held()) == (number * len(part), b"end", None)
         assert not flight.is_open
+
+
+async def test_who_reads_nothing_and_leaves_holds_nobody_up() -> None:
+    """Until it leaves the provider waits for it, however much the others have read."""
+    flight = Flight(Form(stream=True))
+    part, number = bytes(HELD // 4), 12
+
+    async def produce(flight: Flight) -> None:
+        for _ in range(number):
+            flight.put(part)
+            await flight.room()
+        flight.complete(None)
+
+    with flight.join() as quick:
+        with flight.join() as slow:
+            flight.start(produce, lambda: None)
+            reading = quick.parts()
+            while quick.read < 5:
+                await anext(reading)
+            few = slow.parts()
+            assert len(await anext(few)) == 5 * len(part)
+            while quick.read < 10:
+                await anext(reading)
+            for _ in range(3):  # turns, in which the provider sees that there is no room
+                await asyncio.sleep(0)
+            assert (flight.part_count, slow.read, flight.has_room) == (10, 5, False), "no more than that is held"
+        async for _ in reading:
+            pass
+        assert (quick.read, flight.has_room, flight.is_open) == (number, True, False)
+
+
+async def test_a_flight_is_joined_while_all_of_it_is_there() -> None:
+    """It ends with the last who has joined it, and makes room for no other than itself."""
+    flights, flight, other = Flights(), Flight(Form(stream=True)), Flight(Form(stream=True))
+    ended = asyncio.Event()
+
+    async def produce(flight: Flight) -> None:
+        flight.put(b"")
+        flight.put(b"a")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    flights.add(b"key", flight)
+    assert flights.find(b"key") is flights.find(b"nosuch") is None
+    with flight.join():
+        flight.start(produce, lambda: None)
+        with flight.join() as late:
+            assert flights.find(b"key") is flight
+            assert await anext(late.parts()) == b"a" and flight.part_count == 1
+        assert not ended.is_set()
+        flight.overflown = True
+        assert flights.find(b"key") is None
+        flight.overflown = False
+    await ended.wait()
+    await until(lambda: flight.is_over)
+    with flight.join():
+        assert flights.find(b"key") is None
+    flights.add(b"key", other)
+    flights.remove(b"key", flight)
+    assert len(flights) == 1
+    flights.remove(b"key", other)
+    assert len(flights) == 0
+
+
+def test_what_a_flight_took_is_one_clients() -> None:
+    flight = Flight(Form(stream=False))
+    flight.usage = Usage(1, 2)
+    assert [flight.claim(), flight.claim()] == [Usage(1, 2), None]

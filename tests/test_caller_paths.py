@@ -165,6 +165,22 @@ async def test_a_provider_that_names_a_place_itself(tmp_path: Path) -> None:
         assert answer["error"]["param"] == "messages[1].content[0]"
 
 
+@pytest.mark.parametrize(
+    ("told", "own"),
+    [("messages[2].tool_calls[1].function.name", "messages[1].content[2]"), ("messages[1].content", "messages[0]")],
+)
+async def test_places_of_two_apis_with_one_name_for_messages(told: str, own: str, tmp_path: Path) -> None:
+    """A chat's becomes the client's, once: what is said of it is not read as the chat's again."""
+    body = {"error": {"message": f"Invalid '{told}': too odd, see {told}", "param": told}}
+    uses: list[Any] = [{"type": "tool_use", "id": id_, "name": "a", "input": {}} for id_ in ("c1", "c2")]
+    turn = {"role": "assistant", "content": [{"type": "text", "text": "So."}, *uses]}
+    async with upstream(each(status("400 Bad", body))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        given = {"max_tokens": 9, "system": "s", "messages": [ASKED, turn, ASKED]}
+        _, answer, _ = await p.post("/v1/messages", given)
+        assert answer["error"]["param"] == own
+        assert answer["error"]["message"] == f"Invalid '{own}': too odd, see {own}"
+
+
 async def test_what_a_listing_denies(tmp_path: Path) -> None:
     """A picture for a model that sees none, before anybody is asked."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from manallm_proxy.contract.provider_errors import RateLimited, StreamInterrupte
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.carried import Carried, pack, unpack
 from manallm_proxy.doors.messages.blocks import Blocks
+from manallm_proxy.doors.messages.errors import error_body
 from manallm_proxy.doors.messages.reply import MessagesReply
 from manallm_proxy.doors.messages.request import Thinking
 from manallm_proxy.openai.json_object import encode
 from tests import anthropic_stream
+from tests.cases import every
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, chunk, completion, each, upstream
 
@@ -57,7 +60,9 @@ def whole(*deltas: Delta, usage: Usage | None = None, thinking: Thinking = SHOWN
 def both(*deltas: Delta, usage: Usage | None = None, thinking: Thinking = SHOWN) -> dict[str, Any]:
     """The message, once it has proved to be the same in both ways."""
     made = anthropic_stream.message(streamed(*deltas, usage=usage, thinking=thinking))
-    assert whole(*deltas, usage=usage, thinking=thinking) | {"id": made["id"]} == made
+    other = whole(*deltas, usage=usage, thinking=thinking)
+    assert re.fullmatch(r"msg_[0-9a-f]{24}", made["id"]) and other["id"] != made["id"]
+    assert other | {"id": made["id"]} == made
     return made
 
 
@@ -336,6 +341,13 @@ def broken(error: ProxyError, *, committed: bool = True) -> dict[str, Any]:
 def test_a_break_is_no_mistake_of_the_caller(error: ProxyError, kind: str) -> None:
     event = broken(error)
     assert (event["type"], event["error"]["type"], event["request_id"]) == ("error", kind, "req-1")
+
+
+@every([(500, "api_error"), (499, "invalid_request_error"), (529, "overloaded_error"), (504, "timeout_error")])
+def test_the_type_of_an_error_is_of_its_status(status: int, kind: str) -> None:
+    error = InvalidRequest("no")
+    error.status = status
+    assert json.loads(error_body(error))["error"]["type"] == kind
 
 
 def test_before_the_commit_an_event_says_what_the_status_would() -> None:

@@ -222,6 +222,21 @@ def test_thoughts_stay_here_but_for_what_a_provider_wants_back() -> None:
         json.dumps({"max_tokens": 1, "messages": [HI, assistant(ours), HI]}).encode(), CLIENT
     )
     assert json.loads(alone.at("g").body)["messages"] == [HI, HI]
+    kept, _ = MessagesDoor().read(
+        json.dumps({"max_tokens": 1, "messages": [HI, assistant(ours, text("so")), HI]}).encode(), CLIENT
+    )
+    assert json.loads(kept.at("g").body)["messages"][1] == {  # of which a client has left out the calls
+        "role": "assistant",
+        "content": "so",
+        "reasoning_content": "hm",
+    }
+
+
+def test_a_call_without_input_has_no_arguments() -> None:
+    for given_ in ({}, {"input": None}):
+        used = {"type": "tool_use", "id": "toolu_1", "name": "add", **given_}
+        (call,) = said(HI, assistant(used), user(RESULT))[1]["tool_calls"]
+        assert call["function"] == {"name": "add", "arguments": "{}"}
 
 
 FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -269,6 +284,8 @@ def test_tools(choice: dict[str, Any], made: dict[str, Any]) -> None:
     """Settings for Anthropic's own servers go no further."""
     tool = {**TOOL, "type": "custom", "eager_input_streaming": True, "defer_loading": False, "input_examples": [{}]}
     assert chat(tools=[tool], tool_choice=choice) == {"tools": [FUNCTION], **made}
+    shared = {**TOOL, "allowed_callers": ["direct", "code_execution_20260120"]}
+    assert chat(tools=[shared], tool_choice=choice) == {"tools": [FUNCTION], **made}
     strict = chat(tools=[{"name": "f", "input_schema": {}, "strict": True}])["tools"]
     assert strict == [{"type": "function", "function": {"name": "f", "parameters": {}, "strict": True}}]
 

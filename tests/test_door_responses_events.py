@@ -151,6 +151,17 @@ async def test_the_response_repeats_what_was_asked() -> None:
     assert set(response) == FIELDS
 
 
+async def test_what_is_null_was_not_asked() -> None:
+    """As some clients write what they leave out; what stands behind it is repeated."""
+    nothing = ("tools", "metadata", "reasoning", "text", "temperature", "tool_choice", "truncation")
+    asked = {**dict.fromkeys(nothing), "previous_response_id": None, "instructions": "be brief", "user": "u"}
+    response = (await Opened().ask(**asked)).whole(Delta(content="x", finish="stop"))
+    bare = (await Opened().ask()).whole(Delta(content="x", finish="stop"))
+    assert (response["instructions"], response["user"]) == ("be brief", "u")
+    assert {key: response[key] for key in nothing} == {key: bare[key] for key in nothing}
+    assert (response["status"], response["incomplete_details"]) == ("completed", None)
+
+
 async def test_reasoning_is_a_summary_before_the_text() -> None:
     """An item of its own, with all events of one."""
     events = (await Opened().ask()).stream(Delta(reasoning="I "), Delta(reasoning="think."), Delta(content="Yes"), STOP)

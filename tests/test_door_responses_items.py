@@ -143,7 +143,11 @@ async def test_a_generated_picture_goes_back_as_it_came(result: str, url: str) -
     """Providers give its data or its address, and an address in a data URI is nothing."""
     item = {"type": "image_generation_call", "id": "ig_1", "result": result, "output_format": "webp"}
     [shown, _] = await messages(item, USER)
-    assert shown["images"] == [{"type": "image_url", "image_url": {"url": url}}]
+    assert shown == {
+        "role": "assistant",
+        "content": "",
+        "images": [{"type": "image_url", "image_url": {"url": url}}],
+    }
 
 
 async def test_a_turn_is_one_message() -> None:
@@ -374,6 +378,8 @@ async def test_settings_and_formats() -> None:
     }
     thinks = await chat_of(reasoning={"effort": "low", "summary": "auto"}, max_output_tokens=7)
     assert (thinks["reasoning_effort"], thinks["max_completion_tokens"]) == ("low", 7)
+    shows = await chat_of(reasoning={"summary": "auto"}, max_output_tokens=7)
+    assert "max_completion_tokens" not in shows and shows["max_tokens"] == 7
     nameless = await chat_of(text={"format": {"type": "json_schema", "schema": schema}})
     assert nameless["response_format"]["json_schema"]["name"]
     assert (await chat_of(text={"format": {"type": "json_object"}}))["response_format"] == {"type": "json_object"}

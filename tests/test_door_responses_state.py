@@ -348,6 +348,8 @@ async def test_workers_find_what_another_keeps() -> None:
         one.keep("alice", Stored(one.new_id("resp"), b"{}", (), (b'{"n":%d}' % n,), (name,)))
         assert await two.items("alice", [name, item]) == {name: b'{"n":%d}' % n, item: b'{"b":"\xc3\xa4"}'}
         assert await two.items("bob", [name]) == {}
+        two.keep("alice", Stored(two.new_id("resp"), b"{}", (), (b'{"n":%d}' % -n,), (f"{name}_2",)))
+        assert await one.items("alice", [f"{name}_2"]) == {f"{name}_2": b'{"n":%d}' % -n}
     assert await two.response("bob", id_) is None
     assert await two.response("alice", gone) is None
     assert await two.response("alice", "resp_" + "f" * 600) is None
@@ -497,6 +499,7 @@ async def test_stored_responses_over_http(tmp_path: Path) -> None:
             assert status == 200
             _, page = await send(p, "GET", f"/v1/responses/{made_next['id']}/input_items?limit=2", "sk-alice")
             assert [row["role"] for row in page["data"]] == ["user", "assistant"] and page["has_more"]
+            assert page["data"][0]["content"][0]["text"] == "more", "the newest first"
             rest = f"/v1/responses/{made_next['id']}/input_items?order=desc&after={page['last_id']}"
             _, page = await send(p, "GET", rest, "sk-alice")
             assert [row["role"] for row in page["data"]] == ["user"] and not page["has_more"]

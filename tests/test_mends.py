@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.openai.json_object import split_object
+from manallm_proxy.providers.mending.effort import BESIDE_TOOLS
+from manallm_proxy.providers.mending.evidence import is_for_all
+from manallm_proxy.providers.mending.history import EXTRAS, REASONING, SIGNATURES
 from manallm_proxy.providers.mending.learned import LEARNED_LIMIT, Learned
 from manallm_proxy.providers.mending.mends import CONTRARY, USAGE, accepted, may_change, mended
+from tests.cases import every
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -66,3 +71,80 @@ def test_no_effort_beside_tools_is_left_out_in_place_of_none() -> None:
         call = chat(relays=False, tools=tools, reasoning_effort=effort)
         again = mended(call, NOTHING, 400, refusal, is_forced=False)
         assert (again and json.loads(again.call.body)["reasoning_effort"]) == sent
+
+
+@every(
+    [
+        ("minimal", "supported values are: 'low', 'medium', and 'high'", "low"),
+        ("xhigh", "must be one of `none`, `low`, or `medium`", "medium"),
+        ("low", "allowed values: minimal, medium", "minimal"),
+        ("high", "supported values are: 'low', 'medium', and 'high'", None),
+        ("huge", "supported values are: 'low', 'medium', and 'high'", None),
+    ]
+)
+def test_the_nearest_effort_is_the_lower_of_two(asked: str, listed: str, sent: str | None) -> None:
+    """What follows it in the request is found by later mends."""
+    call = chat(relays=False, reasoning_effort=asked, temperature=0.5, top_p=1, seed=7)
+    error = {"error": {"message": f"'reasoning_effort': {listed}"}}
+    again = mended(call, NOTHING, 400, json.dumps(error).encode(), is_forced=False)
+    if sent is None:
+        assert again is None and call.remarks == []
+        return
+    assert again is not None and json.loads(again.call.body)["reasoning_effort"] == sent
+    refusal = b"'temperature' is not supported with this model"
+    once_more = mended(again.call, NOTHING, 400, refusal, is_forced=False)
+    assert once_more is not None
+    assert json.loads(once_more.call.body) == {
+        "model": "m",
+        "messages": [],
+        "reasoning_effort": sent,
+        "top_p": 1,
+        "seed": 7,
+    }
+
+
+CALLED: dict[str, Any] = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": '{"x":1}'}}],
+}
+TALK = [{"role": "user", "content": "hi"}, CALLED, {"role": "tool", "tool_call_id": "c1", "content": "3"}]
+GOOD = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@every(
+    [
+        b"Invalid arguments: no JSON (char 3)",
+        b"Unsupported parameter: 'foo' is not supported",
+        b"object schema missing properties",
+        b"must be followed by tool messages",
+        b"Tool call id was abc but must be a-z, A-Z, 0-9, with a length of 9.",
+        b"roles must alternate",
+        b"thinking may not be enabled when tool_choice forces tool use",
+    ]
+)
+def test_nothing_is_noted_where_nothing_is_to_change(refusal: bytes) -> None:
+    """The log says of each remark that something was sent otherwise than it came."""
+    used = json.loads(json.dumps(TALK).replace("c1", "abcdefghi"))
+    call = chat(relays=False, messages=used, tools=[GOOD], reasoning_effort="high")
+    assert mended(call, NOTHING, 400, refusal, is_forced=False) is None
+    assert call.remarks == []
+
+
+def test_who_offers_no_tools_may_think_where_tools_forbid_it() -> None:
+    nothing: tuple[Any, ...] = ([], None)
+    for tools in nothing:
+        call = chat(relays=True, tools=tools)
+        assert accepted(call, frozenset({BESIDE_TOOLS})) is call
+    assert json.loads(accepted(chat(relays=True, tools=[GOOD]), frozenset({BESIDE_TOOLS})).body)["reasoning_effort"]
+
+
+def test_a_history_that_is_none_teaches_nothing() -> None:
+    """It is the provider's to refuse."""
+    for what in (REASONING, EXTRAS, SIGNATURES):
+        assert not is_for_all(chat(relays=True, messages=["x"]), what)
+        assert not is_for_all(chat(relays=True, messages=[{"role": "assistant", "tool_calls": ["x"]}]), SIGNATURES)
+        assert is_for_all(chat(relays=True, messages=TALK), what)
+    for signature, usual in (("c2lnbmVk", True), ("unsupported", False)):
+        signed = {**CALLED["tool_calls"][0], "extra_content": {"google": {"thought_signature": signature}}}
+        both = [{"role": "assistant", "tool_calls": [CALLED["tool_calls"][0], signed]}]
+        assert is_for_all(chat(relays=True, messages=both), SIGNATURES) is usual

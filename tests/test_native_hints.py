@@ -11,7 +11,7 @@ import pytest
 
 from tests.proxy import openai, proxy, settings
 from tests.strict_messages import refuses
-from tests.upstreams import each, upstream
+from tests.upstreams import Connection, each, upstream
 
 HOUR = {"type": "ephemeral", "ttl": "1h"}
 TOOL = {
@@ -178,3 +178,48 @@ async def test_what_is_no_hint_is_the_clients(words: str, tmp_path: Path) -> Non
 async def test_nothing_is_left_out_that_was_not_refused(tmp_path: Path) -> None:
     sent, _ = await play(lambda asked: "", tmp_path, BODY)
     assert sent == [{**BODY, "model": "m"}]
+
+
+MOST = "max_tokens: %d > %d, which is the maximum allowed number of output tokens for m"
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "most", "thinking"),
+    [
+        ((32_000, {"type": "enabled", "budget_tokens": 31_999}), 8192, {"type": "enabled", "budget_tokens": 4096}),
+        ((32_000, {"type": "enabled", "budget_tokens": 8192}), 8192, {"type": "enabled", "budget_tokens": 4096}),
+        ((32_000, {"type": "enabled", "budget_tokens": 8191}), 8192, None),
+        ((32_000, {"type": "enabled", "budget_tokens": 31_999}), 2000, {"type": "disabled"}),
+        ((8192, {"type": "enabled", "budget_tokens": 10_000}), 8192, None),
+        ((32_000, {"type": "adaptive"}), 8192, None),
+        ((32_000, {"type": "enabled"}), 8192, None),
+    ],
+)
+async def test_who_gets_a_shorter_answer_thinks_less(
+    asked: tuple[int, dict[str, Any]], most: int, thinking: dict[str, Any] | None, is_listed: bool, tmp_path: Path
+) -> None:
+    """Claude Code asks for a budget one below ``max_tokens``, whatever the model can give, and the API wants it below.
+    One above was the client's own, which a beta allows."""
+
+    def few(sent: Any) -> str:
+        length, budget = sent["max_tokens"], sent["thinking"].get("budget_tokens", 0)
+        if length > most:
+            return MOST % (length, most)
+        clash = "`max_tokens` must be greater than `thinking.budget_tokens`"
+        return clash if budget >= length and budget != 10_000 else ""
+
+    async def script(connection: Connection) -> None:
+        row = {"id": "m", **({"max_tokens": most} if is_listed else {})}
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply({"data": [row]})
+            else:
+                await refuses(few)(connection, seen)
+
+    async with upstream(script) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=["messages"])}), tmp_path) as p:
+            body = {**BODY, "max_tokens": asked[0], "thinking": asked[1]}
+            assert (await p.post("/v1/messages", body))[0] == 200
+            assert len(up.posts) == (1 if is_listed or asked[0] == most else 2)
+            assert up.posts[-1].json == {**body, "model": "m", "max_tokens": most, "thinking": thinking or asked[1]}

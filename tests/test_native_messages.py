@@ -71,6 +71,28 @@ async def test_a_whole_answer(http: None, tmp_path: Path) -> None:
             assert (row["prompt_tokens"], row["completion_tokens"]) == (7, 5)
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (["a-1", "b-2"], "a-1,b-2"),  # Go's SDK adds a line for each
+        (["a-1", ""], "a-1"),
+        (["a" * 4096], "a" * 4096),
+        (["a" * 4097], None),
+        (["\u00e9"], None),
+        (["a\tb"], None),
+    ],
+)
+async def test_what_a_client_asks_for_by_a_header(given: list[str], sent: str | None, tmp_path: Path) -> None:
+    """What is no list of names is not sent on."""
+    async with (
+        upstream(each(speaks_messages)) as up,
+        proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p,
+    ):
+        headers = [("anthropic-beta", each_) for each_ in given]
+        assert (await p.post("/v1/messages", ASKED, headers=headers))[0] == 200
+        assert up.posts[-1].headers.get("anthropic-beta") == sent
+
+
 async def test_configured_headers_win(tmp_path: Path) -> None:
     """Over the defaults and over the client's."""
     async with upstream(each(speaks_messages)) as up:

@@ -505,8 +505,10 @@ def test_a_provider_that_begins_with_fewer_events_is_counted_on_too(first: int) 
     reply = ResponsesReply(Shell("resp_1", dict, "m"), partial(AnswerItems, lambda prefix: f"{prefix}_1", Tool))
     reply.start(Target("p", "m"))
     written = reply.heartbeat() + reply.heartbeat()
-    for number in (first, first + 1):
-        written += reply.events(StreamBatch(frames=event("x", sequence_number=number))) + reply.heartbeat()
+    for number in (first, first + 2):
+        for each_ in (number, number + 1):
+            written += reply.events(StreamBatch(frames=event("x", sequence_number=each_)))
+        written += reply.heartbeat()
     assert [row["type"] for row in parsed(written)].count("response.in_progress") == 4
 
 

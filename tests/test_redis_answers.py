@@ -16,6 +16,7 @@ import pytest
 from attrs import define, field
 
 from manallm_proxy.config.load import load
+from manallm_proxy.config.state_url import redacted_state_url
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.events import Event, StateChanged
@@ -25,7 +26,7 @@ from manallm_proxy.state.answer_store import CachedAnswer
 from manallm_proxy.state.entries import LARGEST, PART, SLOWEST, WriteBehind, read, seal
 from manallm_proxy.state.link import AGAIN, Link, ServerUnavailable
 from manallm_proxy.state.redis_answers import RedisAnswers, name_of, pack
-from manallm_proxy.state.redis_client import client_of
+from manallm_proxy.state.redis_client import LONGEST_WAIT, client_of
 from tests.figures import value
 from tests.ports import free_port
 from tests.proxy import Proxy, openai, proxy, settings, written
@@ -468,6 +469,8 @@ WRONG = (
     "redis://host/zero",
     "redis+cluster:///x",
     "redis+sentinel://host:1",
+    "redis+sentinel://[::1],[::2]:70000/main",
+    "redis+sentinel://[::1/main",
     "unix://",
     "",
 )
@@ -482,8 +485,33 @@ def test_an_address_that_cannot_be_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as raised:
             load(path, {})
         assert [mistake.partition(":")[0] for mistake in raised.value.mistakes] == ["state"], url
-    for url in ("redis://u:p@h:1/2?x=1", "rediss://[::1]", "redis+cluster://h", "redis+sentinel://h:1,i/main/0"):
+    for url, shown in (
+        ("redis://u:p@h:1/2?x=1", "redis://h:1/2"),
+        ("rediss://[::1]", "rediss://[::1]"),
+        ("redis+cluster://h", "redis+cluster://h"),
+        ("redis+sentinel://h:1,i/main/0", "redis+sentinel://h:1,i/main/0"),
+        ("redis+sentinel://:p@[::1],[::2]:1/main?x=1", "redis+sentinel://[::1],[::2]:1/main"),
+        ("unix://u:p@/run/r.sock?db=1", "unix:///run/r.sock"),
+    ):
         path.write_text(written({**shared(url)}))
         assert load(path, {}).state == url
+        assert redacted_state_url(url) == shown
     path.write_text(written({**shared("${REDIS_URL}")}))
     assert load(path, {}).state is None
+
+
+def test_a_sentinels_address_is_read_in_full() -> None:
+    """User and password, several hosts with and without a port, the service and its database."""
+    pytest.importorskip("redis")
+    for kind, login, secure in (("redis", "u%40:p%2F%40@", False), ("rediss", ":p@", True), ("redis", "", False)):
+        master = client_of(f"{kind}+sentinel://{login}one:26380,[::1],two/my%20own/3?client_name=me")()
+        sentinel, settings_ = master._sentinel, master._client.connection_pool.connection_kwargs
+        places = [each_.connection_pool.connection_kwargs for each_ in sentinel.sentinels]
+        assert [(each_["host"], each_["port"]) for each_ in places] == [("one", 26380), ("::1", 26379), ("two", 26379)]
+        assert master._client.connection_pool.service_name == "my own"
+        assert (settings_["db"], settings_["client_name"]) == (3, "me")
+        wanted = {"redis:u%40:p%2F%40@": ("u@", "p/@"), "rediss::p@": (None, "p"), "redis:": (None, None)}
+        assert (settings_.get("username"), settings_.get("password")) == wanted[f"{kind}:{login}"]
+        connections = {each_.connection_pool.connection_class.__name__ for each_ in sentinel.sentinels}
+        assert connections == {"SSLConnection" if secure else "Connection"}
+        assert all(each_["socket_timeout"] == LONGEST_WAIT for each_ in (*places, settings_))

@@ -6,14 +6,19 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import define
 
+from manallm_proxy.config.keys_model import ClientKey
 from manallm_proxy.config.load import load
+from manallm_proxy.contract.errors import KeyLimited
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.ratelimit import SPAN, Window
 from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.process.start_notes import budget_storage, per_worker_limits
+from manallm_proxy.state.link import ServerUnavailable
 from tests.proxy import Proxy, openai, proxy, settings, written
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -95,6 +100,50 @@ async def test_without_the_server_each_counts_by_itself(redis: RedisServer, tmp_
             assert not client.exists(name) or client.type(name) == b"zset"
             assert (await asked(one))[0] == 200
             assert client.type(name) == b"zset"
+
+
+@define
+class Away:
+    """A link to a server that is not there."""
+
+    is_well: bool = False
+
+    async def use(self, command: object) -> Any:
+        raise ServerUnavailable
+
+
+async def test_what_was_used_while_the_server_was_away_counts_from_when_it_was(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """Once it is back nobody is refused for what was used more than a minute ago, nor for longer than a minute."""
+    key = ClientKey("alice", hashlib.sha256(KEY.encode()).hexdigest(), requests_per_minute=10, tokens_per_minute=100)
+    now = 0.0
+    async with proxy(settings({"up": openai("http://127.0.0.1:1")}, state=redis.url), tmp_path) as gate:
+        limits = gate.app.gateway.generation.limits
+        settlements, here = limits.spend.settlements, limits.link
+        assert here is not None
+        settlements.clock = lambda: now
+        limits.spend.link = settlements.link = Away  # type: ignore[assignment]  # a stand-in
+        alice = Caller(key)
+        while now < 600:
+            await limits.ask(alice, now)
+            taken = await limits.take(alice, 9, 0, now)
+            assert taken is not None
+            limits.settle(alice, taken, 9, now)
+            now += 10
+        await until(lambda: settlements._sending is not None)
+        limits.spend.link = settlements.link = lambda: here
+        await until(lambda: settlements.is_idle)
+        elsewhere = Caller(key)
+        for _ in range(5):
+            await limits.ask(elsewhere, now)
+        with pytest.raises(KeyLimited) as refused:
+            await limits.ask(elsewhere, now)
+        assert 0 < (refused.value.retry_after or 0) <= 10
+        assert await limits.take(elsewhere, 100 - 5 * 9, 0, now)
+        with pytest.raises(KeyLimited) as refused:
+            await limits.take(elsewhere, 1, 0, now)
+        assert 0 < (refused.value.retry_after or 0) <= 11
 
 
 def test_the_start_names_what_is_each_workers_own(tmp_path: Path) -> None:

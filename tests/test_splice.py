@@ -28,6 +28,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.reply import MessagesReply
+from manallm_proxy.doors.messages.request import Thinking
 from manallm_proxy.doors.ollama.reply import ChatReply as OllamaChatReply
 from manallm_proxy.doors.ollama.reply import GenerateReply
 from manallm_proxy.doors.openai_chat import ChatReply
@@ -368,6 +369,7 @@ REPLIES: dict[str, Callable[[], Reply]] = {
     "chat": lambda: ChatReply(SUMMARY),
     "completions": lambda: CompletionsReply(SUMMARY),
     "messages": lambda: MessagesReply("r", Blocks()),
+    "messages, thoughts hidden": lambda: MessagesReply("r", Blocks(Thinking(shown=False))),
     "responses": responses,
     "ollama": lambda: OllamaChatReply("m"),
     "ollama generate": lambda: GenerateReply("m"),
@@ -404,15 +406,46 @@ def spoken(reply: Reply, batches: list[StreamBatch]) -> list[Any]:
     return [json.loads(line.removeprefix(b"data: ")) if b'{"' in line else line for line in lines]
 
 
-@given(st.sampled_from(sorted(REPLIES)), st.lists(st.lists(DELTAS, min_size=1, max_size=2), min_size=1, max_size=6))
-def test_a_door_splices_what_it_would_write(door: str, batches: list[list[Delta]]) -> None:
-    """Each text as its own step, among steps of other kinds."""
-    fast = [StreamBatch(deltas=tuple(deltas), has_content=True) for deltas in [[BEGINS], *batches]]
+def splices_what_it_would_write(door: str, batches: list[list[Delta]]) -> None:
+    fast = [StreamBatch(deltas=tuple(deltas), has_content=True) for deltas in batches]
     slow = [
         evolve(batch, deltas=tuple(d.plain() if isinstance(d, Texts) else d for d in steps(batch.deltas)))
         for batch in fast
     ]
-    assert spoken(REPLIES[door](), fast) == spoken(REPLIES[door](), slow)
+    assert spoken(REPLIES[door](), fast) == spoken(REPLIES[door](), slow), door
+
+
+@given(st.sampled_from(sorted(REPLIES)), st.lists(st.lists(DELTAS, min_size=1, max_size=2), min_size=1, max_size=6))
+def test_a_door_splices_what_it_would_write(door: str, batches: list[list[Delta]]) -> None:
+    """Each text as its own step, among steps of other kinds."""
+    splices_what_it_would_write(door, [[BEGINS], *batches])
+
+
+OTHER = Delta(tool_calls=(ToolCall("g", "{", "c2", 1),))
+TURNS: dict[str, list[Delta]] = {
+    "words": [Delta("a"), Words([b"b"]), Words([b"c", b"d"]), Thoughts([b"t"]), Thoughts([b"u"]), Words([b"e"])],
+    "thoughts": [Delta(reasoning="s"), Thoughts([b"t", b"u"]), Words([b"a"]), Words([b"b"])],
+    "a call, and words before its end": [BEGINS, *[CallArguments([b]) for b in (b"{", b" ", b"}")], Words([b"a"])],
+    "words while it lasts": [BEGINS, CallArguments([b"{"]), Words([b"a"]), CallArguments([b"}"]), Words([b"b"])],
+    "two calls": [BEGINS, OTHER, *[CallArguments([b" "], n) for n in (1, 0, 1, 0)], CallArguments([b"{}"])],
+    "the second of two": [BEGINS, CallArguments([b"{}"]), OTHER, *[CallArguments([b"}"], n) for n in (1, 1)]],
+    "what comes after a call's end": [
+        BEGINS,
+        CallArguments([b"{}"]),
+        OTHER,
+        CallArguments([b" "]),
+        CallArguments([b"}"], 1),
+    ],
+    "a call after words": [Delta("a"), BEGINS, CallArguments([b"{"]), CallArguments([b"}"]), Thoughts([b"t"])],
+}
+
+
+@every([*TURNS.items()])
+def test_texts_continue_only_what_they_belong_to(case: str, deltas: list[Delta]) -> None:
+    """Each alone in its read, as most are, and so one that may be spliced; or with others; by every door."""
+    for door in REPLIES:
+        splices_what_it_would_write(door, [[delta] for delta in deltas])
+        splices_what_it_would_write(door, [deltas[:1], deltas[1:]])
 
 
 def test_a_door_splices() -> None:

@@ -48,9 +48,11 @@ from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.gemini import errors as gemini_errors
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider, HttpStream
+from tests.cases import every
 from tests.through_doors import events, whole
 
 KEY = "AIzaNotARealKey-0123456789"
@@ -324,6 +326,28 @@ async def test_settings(gemini: Gemini, upstream: HttpProvider) -> None:
         "responseJsonSchema": {"type": "object"},
     }
     assert set(gemini.body) == {"contents", "generationConfig"}
+    await upstream.complete(chat(logprobs=True, response_format={"type": "json_object"}), entry())
+    assert gemini.body["generationConfig"] == {"responseLogprobs": True, "responseMimeType": "application/json"}
+
+
+@every(
+    [
+        ("INVALID_ARGUMENT", 400, RequestRejected),
+        ("UNAUTHENTICATED", 401, KeyRejected),
+        ("PERMISSION_DENIED", 403, KeyRejected),
+        ("NOT_FOUND", 404, MissingModel),
+        ("RESOURCE_EXHAUSTED", 429, RateLimited),
+        ("CANCELLED", 499, RequestRejected),
+        ("INTERNAL", 500, ModelFailed),
+        ("UNIMPLEMENTED", 501, Unsupported),
+        ("UNAVAILABLE", 503, ServerBusy),
+        ("DEADLINE_EXCEEDED", 504, ServerFailed),
+        ("SOMETHING_NEW", 502, ServerFailed),
+    ]
+)
+def test_an_error_in_a_stream_may_have_a_name_alone(name: str, status: int, kind: type[ProviderError]) -> None:
+    error = gemini_errors.in_band({"status": name, "message": "no"})
+    assert (type(error), error.provider_status) == (kind, status)
 
 
 NAMED = {"type": "function", "function": {"name": "b"}}

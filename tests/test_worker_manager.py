@@ -172,6 +172,19 @@ def test_counters_never_fall() -> None:
     assert served(made, 8.0, (1, worker(5))) == 15
 
 
+def test_what_a_dead_worker_had_in_hand_is_over() -> None:
+    """Of its last report only what was counted stays: what it was at the time would be so for ever."""
+    made = crew()
+    busy = worker(2) + '# TYPE mana_llm_requests_in_flight gauge\nmana_llm_requests_in_flight{provider="p"} 5\n'
+    made.received(2, FinalMetrics(busy), 1.0)
+    made.ended(2, 1.0)
+    asked = ask(made, "metrics", 2.0)
+    made.received(1, Part(asked[1], busy.replace("} 5", "} 1")), 2.0)
+    [answer] = [m for m in sent(made, 1) if isinstance(m, Answer)]
+    assert value(answer.body, "mana_llm_requests_in_flight", provider="p") == 1
+    assert value(answer.body, "mana_llm_requests_total", endpoint="chat/completions", status="200") == 4
+
+
 def test_a_stuck_worker_is_left_out_and_named() -> None:
     """The worker that asked waits for it for `GATHERING`, and no longer."""
     made = crew()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from typing import Final
-from urllib.parse import urlsplit
 
 from manallm_proxy.config.extras import how_to_install
 from manallm_proxy.config.values import HOST_WANTED, InvalidValue, is_host, text
 from manallm_proxy.config.yaml_file import Unset
 
 _STATE: Final = re.compile(
-    r"(?:rediss?|(?:redis|rediss)\+cluster)://(?:[^@/]*@)?(?P<host>[^@/?]+)(?:/[0-9]*)?(?:\?[^#]*)?"
+    r"(?:rediss?|(?:redis|rediss)\+cluster)://(?:[^@/]*@)?[^@/?]+(?:/[0-9]*)?(?:\?[^#]*)?"
     r"|rediss?\+sentinel://(?:[^@/]*@)?[^@/?]+/[^/?]+(?:/[0-9]*)?(?:\?[^#]*)?"
     r"|unix://(?:[^@/]*@)?/[^?]+(?:\?[^#]*)?"
 )
+_PARTS: Final = re.compile(r"([^:]*://)(?:[^@/]*@)?([^/?]*)([^?]*)")
+"""Scheme, hosts and path. `urlsplit` takes no more than one IPv6 address, and sentinels may be several."""
 
 
 def state_url(value: object) -> str | Unset:
@@ -32,9 +33,9 @@ def state_url(value: object) -> str | Unset:
         raise InvalidValue(
             "expected redis://host:6379/0, rediss://, unix:///path, redis+cluster:// or redis+sentinel://"
         )
-    if match["host"] is not None and not is_host(match["host"]):
-        raise InvalidValue(HOST_WANTED)
-    for place in urlsplit(found).netloc.rpartition("@")[2].split(","):
+    for place in _parts(found)[1].split(","):
+        if not is_host(place) and not found.startswith("unix:"):
+            raise InvalidValue(HOST_WANTED)
         port = re.search(r":([0-9]+)$", place)
         if port is not None and not 0 < int(port[1][:6]) <= 65535:
             raise InvalidValue("expected a port from 1 to 65535")
@@ -45,5 +46,10 @@ def state_url(value: object) -> str | Unset:
 
 def redacted_state_url(url: str) -> str:
     """`url` for log and pages: scheme and address, without user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return "".join(_parts(url))
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    match = _PARTS.match(url)
+    assert match is not None  # which `state_url` has seen to
+    return match[1], match[2], match[3]

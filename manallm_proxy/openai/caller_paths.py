@@ -88,10 +88,12 @@ class CallerPaths:
     def translate_error(self, error: ProxyError) -> None:
         """Puts the client's path into ``error.param``, and into the message where it names a path."""
         param = error.param
+        rest = [error.message]
         if param is not None:
             error.param = self.path(param)
-            error.message = error.message.replace(f"'{param}'", f"'{error.param}'")
-        error.message = _MESSAGE.sub(self._of_message, error.message)
+            rest = error.message.split(f"'{param}'")
+        # the client's own path may look like one of the chat's, so nothing is translated twice
+        error.message = f"'{error.param}'".join([_MESSAGE.sub(self._of_message, words) for words in rest])
 
     def _of_message(self, match: re.Match[str]) -> str:
         number = int(match["n"])

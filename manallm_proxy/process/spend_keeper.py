@@ -102,7 +102,7 @@ class SpendKeeper:
     async def close(self) -> None:
         """Sends and writes the rest."""
         self.ledger.changed = None
-        dirty = self._writing_at is not None or self._failed
+        dirty = self._writing_at is not None
         for timer in (self._sharing, self._writing_at):
             if timer is not None:
                 timer.cancel()
@@ -111,7 +111,7 @@ class SpendKeeper:
             async with asyncio.timeout(LAST_WRITE):
                 if self._writing is not None:
                     await self._writing
-                if dirty:
+                if dirty or self._failed:
                     await self._write()
         except TimeoutError:
             self.observe(SpendFileFailed(str(self.path), "the disk does not answer"))

@@ -3,24 +3,52 @@ name."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import evolve
 
-from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.joined import joined_parts
-from manallm_proxy.openai.json_object import replaced
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, replaced
+from manallm_proxy.openai.rows import with_value
 
 OLDER, NEWER = "max_tokens", "max_completion_tokens"
+LEAST_BUDGET: Final = 1024
+"""Tokens of thinking below which Anthropic's API takes no budget."""
 
 
 def cut_to(call: Call, most: int) -> Call:
-    """`call` with ``max_tokens`` reduced to `most`. All other bytes keep their positions."""
+    """`call` with ``max_tokens`` reduced to `most`. All other bytes keep their positions, unless it has a budget of
+    thinking, too, which then may be no less."""
     length = call.length
     if length is None or not 0 < most < length:
         return call
     start, end = call.summary.spans[OLDER if OLDER in call.summary.spans else NEWER]
     call.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
     digits, body = b"%d" % most, memoryview(call.body)
-    return evolve(call, body=joined_parts([body[:start], digits.ljust(end - start), body[end:]]), most=None)
+    cut = evolve(call, body=joined_parts([body[:start], digits.ljust(end - start), body[end:]]), most=None)
+    return _with_less_thinking(cut, length, most) if call.endpoint is Endpoint.MESSAGES else cut
+
+
+def _with_less_thinking(call: Call, length: int, most: int) -> Call:
+    """`call`, whose answer was cut from `length` to `most`, with a budget of thinking below that, as the API wants it.
+
+    One that was not below `length` is the client's own: a beta allows that.
+    """
+    span = call.summary.spans.get("thinking")
+    try:
+        asked = decode(call.body[slice(*span)]) if span is not None else None
+    except DecodeErrors:
+        return call  # for the provider to refuse
+    if not isinstance(asked, dict):
+        return call
+    budget = asked.get("budget_tokens")
+    if type(budget) is not int or not most <= budget < length:
+        return call
+    less = most // 2
+    thinking = {**asked, "budget_tokens": less} if less >= LEAST_BUDGET else {"type": "disabled"}
+    call.remarks.append(f"thinking: {less if less >= LEAST_BUDGET else 'no'} tokens instead of {budget}")
+    return with_value(call, "thinking", encode(thinking))
 
 
 def named(call: Call, name: str) -> Call:

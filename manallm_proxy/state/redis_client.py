@@ -41,13 +41,14 @@ def _open(redis: Any, url: str, limits: dict[str, Any]) -> Any:
 
 def _master(redis: Any, kind: str, url: str, limits: dict[str, Any]) -> Any:
     """A client of the current master, as named by the sentinels of ``host:port,host:port/service/db``."""
-    parts = urlsplit(url)
-    user, _, hosts = parts.netloc.rpartition("@")
+    _, _, rest = url.partition("://")  # `urlsplit` takes no more than one IPv6 address
+    place, _, query = rest.partition("?")
+    place, service, *db = place.split("/")
+    user, _, hosts = place.rpartition("@")
     name, _, password = user.partition(":")
-    _, service, *db = parts.path.split("/")
     sentinels = [_host(each) for each in hosts.split(",")]
     login = {"username": unquote(name) or None, "password": unquote(password) or None} if user else {}
-    more: dict[str, Any] = dict(parse_qsl(parts.query))
+    more: dict[str, Any] = dict(parse_qsl(query))
     secure = {"ssl": True} if kind == "rediss" else {}
     sentinel = redis.Sentinel(sentinels, sentinel_kwargs={**limits, **secure}, **limits, **secure, **login, **more)
     return _Master(sentinel, sentinel.master_for(unquote(service), db=int(db[0]) if db and db[0] else 0))

@@ -154,8 +154,10 @@ local function is_late(limit)
 end
 """
 """``spent``: of a day and of a month; what somebody knows to be more (``floor``) was lost here, and stands again."""
+TICK: Final = 0.5
+"""Seconds of a tick."""
 TICKS: Final = 120
-"""Half seconds after which tokens of a window expire; those of the current half second count until its end."""
+"""Ticks after which tokens of a window expire; those of the current one count until its end."""
 LATE: Final = -1
 MINUTE: Final = 60_000_000
 """Microseconds of a minute."""
@@ -265,7 +267,7 @@ if is_new then
     for _, row in ipairs(asked.passed) do
         local key = KEYS[row[1]]
         if redis.call('TYPE', key)['ok'] ~= 'zset' then redis.call('UNLINK', key) end
-        for _, member in ipairs(row[2]) do redis.call('ZADD', key, now, member) end
+        redis.call('ZADD', key, now - row[3], row[2])
         redis.call('PEXPIRE', key, 61000)
     end
     for _, row in ipairs(asked.undone) do
@@ -278,11 +280,15 @@ if is_new then
         redis.call('HDEL', sender, row[2])
     end
     for _, id in ipairs(asked.done) do redis.call('HDEL', sender, id) end
-    for _, row in ipairs(asked.windows) do
-        local key, more = KEYS[row[1]], row[3]
-        numbers(key)
-        if more > 0 then redis.call('HINCRBY', key, whole(tick), whole(more)) else lessen(key, whole(row[2]), -more) end
-        redis.call('PEXPIRE', key, 61000)
+    for _, row in ipairs(asked.exceeded) do
+        numbers(KEYS[row[1]])
+        redis.call('HINCRBY', KEYS[row[1]], whole(tick - row[3]), whole(row[2]))
+        redis.call('PEXPIRE', KEYS[row[1]], 61000)
+    end
+    for _, row in ipairs(asked.unused) do
+        numbers(KEYS[row[1]])
+        lessen(KEYS[row[1]], whole(row[2]), row[3])
+        redis.call('PEXPIRE', KEYS[row[1]], 61000)
     end
     for _, row in ipairs(asked.holds) do
         numbers(KEYS[row[1]])

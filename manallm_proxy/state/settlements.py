@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from attrs import field
 
 from manallm_proxy.contract.records import define
 from manallm_proxy.state.link import AGAIN, Link, Refused, ServerUnavailable
-from manallm_proxy.state.scripts import SETTLE, name_of
+from manallm_proxy.state.scripts import SETTLE, TICK, name_of
 
 REFUSED_AGAIN: Final = 1.0
 """Seconds until a refused batch is sent again."""
@@ -35,21 +36,23 @@ NOTHING: Final[Totals] = (0, 0, 0, 0)
 class Batch:
     """Accumulated changes. ``costs``: by account, day and month."""
 
-    passed: dict[str, list[str]] = field(factory=dict)
-    """Requests let through without asking the server, by window."""
+    passed: deque[tuple[float, str, str]] = field(factory=deque)
+    """Requests let through without asking the server: when, in which window, under which name. Oldest first."""
     undone: list[tuple[tuple[str, ...], str]] = field(factory=list)
     """Operations to undo, which the server may have done after we stopped waiting: names, and id."""
     done: list[str] = field(factory=list)
     """Ids of settled operations, which the server can forget."""
-    windows: dict[tuple[str, int], int] = field(factory=dict)
-    windows_at: float = 0.0
-    """When the latest entry of ``windows`` was added."""
+    exceeded: deque[tuple[float, str, int]] = field(factory=deque)
+    """Tokens above what was reserved: when, of which window, how many. Oldest first."""
+    unused: dict[tuple[str, int], int] = field(factory=dict)
+    """Tokens that were reserved in vain, by window and tick."""
     holds: dict[tuple[str, int], list[int]] = field(factory=dict)
     costs: dict[tuple[str, int, int], list[int]] = field(factory=dict)
     number: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.windows or self.holds or self.costs or self.passed or self.undone or self.done)
+        windows = self.passed or self.exceeded or self.unused
+        return bool(windows or self.holds or self.costs or self.undone or self.done)
 
     def add_cost(self, account: str, day: int, month: int, usd: int, tokens: int) -> None:
         _add(self.costs, (account, day, month), usd, tokens)
@@ -59,23 +62,24 @@ class Batch:
 
     def add_tokens(self, window: str, tick: int, more: int, now: float) -> None:
         """Corrects a reservation of `tick` by `more` tokens (negative: fewer). An excess counts from now."""
-        self._forget(now)
-        key = (window, tick if more < 0 else 0)
-        self.windows[key] = self.windows.get(key, 0) + more
+        if more < 0:
+            self.unused[window, tick] = self.unused.get((window, tick), 0) - more
+        else:
+            self.forget(now)
+            self.exceeded.append((now, window, more))
 
     def add_request(self, window: str, member: str, now: float) -> None:
         """Counts one request that was let through."""
-        self._forget(now)
-        self.passed.setdefault(window, []).append(member)
+        self.forget(now)
+        self.passed.append((now, window, member))
 
-    def _forget(self, now: float) -> None:
-        """Drops entries that no longer count."""
-        if now - self.windows_at >= WINDOW:
-            self.windows.clear()
-            self.passed.clear()
-        self.windows_at = now
+    def forget(self, now: float) -> None:
+        """Drops entries that no longer count: the server may be away for hours."""
+        for entries in (self.passed, self.exceeded):
+            while entries and now - entries[0][0] >= WINDOW:
+                entries.popleft()
 
-    def request(self, floor: Callable[[str, int, int], Totals]) -> tuple[list[str], str]:
+    def request(self, floor: Callable[[str, int, int], Totals], now: float) -> tuple[list[str], str]:
         """The names and the argument for `SETTLE`. Names of accounts are hashed, see `name_of`."""
         names: dict[str, int] = {}
 
@@ -84,10 +88,11 @@ class Batch:
 
         content = {
             "number": self.number,
-            "passed": [[at(name), members] for name, members in self.passed.items()],
+            "passed": [[at(name), member, round((now - then) * 1e6)] for then, name, member in self.passed],
             "undone": [[[at(name) for name in names], id_] for names, id_ in self.undone],
             "done": self.done,
-            "windows": [[at(name), tick, more] for (name, tick), more in self.windows.items()],
+            "exceeded": [[at(name), more, int((now - then) / TICK)] for then, name, more in self.exceeded],
+            "unused": [[at(name), tick, less] for (name, tick), less in self.unused.items()],
             "holds": [[at(_account(name)), minute, *amounts] for (name, minute), amounts in self.holds.items()],
             "costs": [
                 [at(_account(name)), day, month, floor(name, day, month), *amounts]
@@ -176,9 +181,7 @@ class Settlements:
                 self._sent, self.next = self.next, Batch()
                 self._sent.number = self.new_id()
             batch, link = self._sent, self.link()
-            if self.clock() - batch.windows_at >= WINDOW:
-                batch.windows.clear()
-                batch.passed.clear()
+            batch.forget(self.clock())
             if link is None:  # a reload has taken it away
                 self._sent, self.next = None, Batch()
                 return
@@ -196,6 +199,6 @@ class Settlements:
                     self.learn(account, day, month, (du, dt, mu, mt))
 
     async def _tell(self, link: Link, batch: Batch) -> list[int]:
-        names, argument = batch.request(self.floor)
+        names, argument = batch.request(self.floor, self.clock())
         names.insert(0, self.sender)
         return await link.use(lambda client: SETTLE.run(client, names, argument))

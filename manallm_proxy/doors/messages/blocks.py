@@ -97,20 +97,19 @@ class Blocks:
                 return
 
     def continued_by(self, texts: Texts) -> Block | None:
-        """The block being sent, if `texts` continue it and nothing else waits to be sent; else None."""
+        """The block being sent, if `texts` continue it and no other waits; else None. All that was added before is
+        sent."""
         if len(self._queue) != 1:
             return None
         block = self._queue[0]
-        if block.index is None:
-            return None
         if isinstance(texts, CallArguments):
-            if block is not self._calls.get(texts.place) or block.sent != len(block.pieces):
+            if block is not self._calls.get(texts.place):
                 return None
             block.pieces.append(texts.text)  # kept to detect the end of the input
             block.sent += 1
             return block
         is_shown = self.thinking.shown or type(texts) is Words
-        return block if block.kind is _KINDS.get(type(texts)) and not block.pieces and is_shown else None
+        return block if block.kind is _KINDS.get(type(texts)) and is_shown else None
 
     @property
     def wait_long(self) -> bool:

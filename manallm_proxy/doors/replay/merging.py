@@ -75,7 +75,8 @@ def _go_on(blocks: list[Any], block: Any) -> None:
 
 
 class _Rows(list[Any]):
-    """Elements of a list that goes on, each with an ``index`` found by it."""
+    """Elements of a list that goes on, those with an ``index`` found by it, unless ids tell them apart: some servers
+    number all calls of an answer 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class _Rows(list[Any]):
             return
         index = row.get("index")
         same = self._places.get(index) if isinstance(index, int | str) else None
-        if same is None:
+        if same is None or (row.get("id") and same.get("id") and row["id"] != same["id"]):
             self.append(same := {})
             if isinstance(index, int | str):
                 self._places[index] = same

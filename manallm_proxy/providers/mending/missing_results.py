@@ -9,6 +9,8 @@ be over.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections import defaultdict
 from typing import Final
 
 import msgspec
@@ -58,33 +60,43 @@ def with_results(call: Call) -> Call:
 
 
 def _of_chat(rows: list[Row]) -> list[Row]:
-    """Messages, each result after its call. A late one is moved there."""
-    results: dict[str | None, Row] = {}
-    for row in rows:
-        if row.get("role") == _TOOL:
-            results.setdefault(_id(row, "tool_call_id"), row)
+    """Messages, each result after its call. A late one is moved there, if no call after it has the same id."""
+    called: defaultdict[str, list[int]] = defaultdict(list)
+    results: defaultdict[str, list[int]] = defaultdict(list)
+    ids: list[dict[str, None]] = []
+    for n, row in enumerate(rows):
+        ids.append(dict.fromkeys(id_ for each in _calls(row) if (id_ := _id(each, "id")) is not None))
+        for id_ in ids[n]:
+            called[id_].append(n)
+        if row.get("role") == _TOOL and (answered := _id(row, "tool_call_id")) is not None:
+            results[answered].append(n)
     kept: list[Row] = []
     placed: set[int] = set()
     for n, row in enumerate(rows):
-        if id(row) in placed:
+        if n in placed:
             continue
         kept.append(row)
-        placed.add(id(row))
-        missed = dict.fromkeys(id_ for each in _calls(row) if (id_ := _id(each, "id")) is not None)
+        missed = ids[n]
         at = n + 1
         while missed and at < len(rows) and rows[at].get("role") == _TOOL:
             missed.pop(_id(rows[at], "tool_call_id") or "", None)
             kept.append(rows[at])
-            placed.add(id(rows[at]))
+            placed.add(at)
             at += 1
         for id_ in missed:
-            late = results.get(id_)
-            if late is not None and id(late) not in placed:
-                placed.add(id(late))
-                kept.append(late)
+            late = _next(results[id_], n, len(rows))
+            if late < _next(called[id_], n, len(rows)) and late not in placed:
+                placed.add(late)
+                kept.append(rows[late])
             else:
                 kept.append({"role": _TOOL, "tool_call_id": msgspec.Raw(encode(id_)), "content": _RESULT})
     return rows if len(kept) == len(rows) and all(map(_is, kept, rows)) else kept
+
+
+def _next(places: list[int], after: int, end: int) -> int:
+    """The first of the ascending `places` that is `after` one; `end` if there is none."""
+    at = bisect_right(places, after)
+    return places[at] if at < len(places) else end
 
 
 def _is(one: Row, other: Row) -> bool:

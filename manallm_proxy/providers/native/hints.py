@@ -20,6 +20,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, encod
 from manallm_proxy.openai.reasoning import effort_of_budget
 from manallm_proxy.openai.rows import Row, changed_rows, read_rows, with_value
 from manallm_proxy.openai.sliced import LARGE_BYTES
+from manallm_proxy.providers.max_tokens import LEAST_BUDGET
 from manallm_proxy.providers.mending.unknown_names import is_unknown
 
 BUDGETS, ADAPTIVE, EFFORT, THIS_EFFORT = "thinking.enabled", "thinking.adaptive", "output_config.effort", "this effort"
@@ -41,7 +42,7 @@ _PATTERNS: Final = {what: re.compile(words, re.IGNORECASE) for what, words in _R
 _NAMED: Final = re.compile(rb"\b(%b)\b(\.?)" % "|".join((EDITING, *OF_TOOLS)).encode())
 _CACHING: Final = re.compile(rb"\bcache_control(\.(?:ephemeral\.)?(?:ttl|scope))?\b")
 _BUDGET: Final = {"low": 2048, "medium": 8192, "high": 16_384}
-_MOST_BUDGET, _LEAST_BUDGET = 31_999, 1024
+_MOST_BUDGET: Final = 31_999
 _EPHEMERAL: Final = msgspec.Raw(b'{"type":"ephemeral"}')
 _HOLDERS: Final = ("tools", "system", "messages")
 
@@ -101,9 +102,9 @@ def _thinking_otherwise(call: Call, refused: str) -> Call:
     config = config if isinstance(config, dict) else {}
     if refused == ADAPTIVE:
         effort, most = config.get("effort", "high"), _value(call, "max_tokens")
-        budget = _BUDGET.get(effort, _MOST_BUDGET) if isinstance(effort, str) else _LEAST_BUDGET
+        budget = _BUDGET.get(effort, _MOST_BUDGET) if isinstance(effort, str) else LEAST_BUDGET
         budget = min(budget, most // 2) if type(most) is int else budget
-        thinking = {"type": "enabled", "budget_tokens": budget} if budget >= _LEAST_BUDGET else {"type": "disabled"}
+        thinking = {"type": "enabled", "budget_tokens": budget} if budget >= LEAST_BUDGET else {"type": "disabled"}
         return with_value(call, "thinking", encode(thinking))
     given = asked.get("budget_tokens")
     if "effort" not in config and type(given) is int:
