@@ -1,7 +1,8 @@
 """The one table of routes: paths and methods to handlers, with 404, 405, OPTIONS and HEAD.
 
 Slips that come from joining a base URL with a path (``//v1/...``, ``/v1//...``, ``/v1/v1/...``, a trailing slash) are
-forgiven, but never for an operator's route: in nginx, ``/metrics`` is hidden by its exact path.
+forgiven, and so is ``/openai/v1/...``, as Groq's and Azure's clients have it below any base URL; but never for an
+operator's route: in nginx, ``/metrics`` is hidden by its exact path.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 """Takes the request and the ``{id}`` of its path; empty if the route has none."""
 
 _SLASHES: Final = re.compile(r"/{2,}")
+_OF_A_CLOUD: Final = re.compile(r"^(?:/v1)*/openai(?=/v1/)")
 _REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
 _OPENAI: Final = "(?:chat/completions|completions|embeddings|responses)"
 _BASE_URLS: Final = tuple(
@@ -121,6 +123,6 @@ def base_url_advice(path: str) -> str:
 
 def canonical_path(path: str) -> str:
     """`path` with the forgiven slips corrected."""
-    path = _SLASHES.sub("/", path)
+    path = _OF_A_CLOUD.sub("", _SLASHES.sub("/", path))
     path = _REPEATED.sub("/v1", path, count=1)
     return path.rstrip("/") or "/"
