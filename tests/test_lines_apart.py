@@ -1,5 +1,5 @@
-"""Ollama's own server sends each line as a chunk of its own, and some clients take each chunk for a line: they fail where
-a proxy joins lines (twinny issue 44, aichat issue 548, openresty issue 914), which speaks of several at once."""
+"""Ollama's own server sends each line as a chunk of its own, and some clients take each chunk for a line: they fail
+where a proxy speaks of several at once (twinny issue 44, aichat issue 548, openresty issue 914)."""
 
 from __future__ import annotations
 
