@@ -94,6 +94,10 @@ async def test_so_has_each_of_ours(tmp_path: Path) -> None:
         ("/v1/messages/v1/messages", "Anthropic's clients take a base URL without a path"),
         ("/v1/api/chat", "Ollama's clients take an address without a path"),
         ("/api/api/tags", "Ollama's clients take an address without a path"),
+        (
+            "/openai/deployments/mana/fast-text/chat/completions",
+            "of Azure's API version 'v1' is served, with addresses that begin with /openai/v1",
+        ),
         ("/v1/files", ""),
         ("/v2/chat/completions", ""),
         ("/" + "/chat/completions" * 10_000 + "x", ""),

@@ -30,6 +30,7 @@ _BASE_URLS: Final = tuple(
         (rf"^/api(?:/v1)?/{_OPENAI}/?$", "OpenAI's clients take a base URL that ends in /v1"),
         (r"^(?:/v1)?/messages(?:/v1)?/messages/?$", "Anthropic's clients take a base URL without a path"),
         (r"^/(?:v1|api)/api/", "Ollama's clients take an address without a path"),
+        (r"^/openai/deployments/", "of Azure's API version 'v1' is served, with addresses that begin with /openai/v1"),
         (
             r":(?:(?:stream)?[gG]enerateContent|(?:batchE|e)mbedContents?|countTokens)$",
             "it is of Gemini's own API, and Gemini's models are served by OpenAI's",
