@@ -48,7 +48,7 @@ async def server(connection: Connection, seen: Seen) -> None:
 
 
 async def _chat(connection: Connection, asked: dict[str, Any]) -> None:
-    last = asked["messages"][-1]
+    last = [message for message in asked["messages"] if message["role"] != "system"][-1]  # Claude Code ends with one
     tools = {tool["function"]["name"] for tool in asked.get("tools") or []}
     if last["role"] == "tool":
         await _says(connection, asked, f"It says {SAID}." if SAID in str(last["content"]) else "It says nothing.")

@@ -1,4 +1,5 @@
-"""Whole programs as clients: codex, opencode, Continue's cn, the Agents SDK, LiteLLM, Go's clients, Open WebUI.
+"""Whole programs as clients: Claude Code, Copilot's CLI, codex, opencode, Continue's cn, the Agents SDK, LiteLLM, Go's
+clients, Open WebUI.
 
 ``make clients`` installs them and runs this; docs/clients.md says what was seen. Each runs in a home of its own.
 """
@@ -157,6 +158,65 @@ async def test_opencode(package: str, endpoint: str, base: str, tmp_path: Path) 
         assert f"It says {SAID}." in out, (out, err)
         code, out, err = await ask("mana/cut", "say hi")
         assert (code, "the answer broke off" in err) == (1, True), (out, err)
+        assert {name for name, _, _ in requests_of(p)} == {endpoint}
+
+
+async def test_claude_code(tmp_path: Path) -> None:
+    """Speaks Messages: a word, a shell command, a chain that begins badly, a break, a name and a key that are wrong."""
+    claude = program("claude")
+    async with served(tmp_path) as p:
+
+        async def ask(model: str, prompt: str, url: str = p.url) -> tuple[int | None, str]:
+            environ = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "sk-wrong", "DISABLE_AUTOUPDATER": "1"}
+            environ |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+            code, out, err = await said(
+                [claude, "-p", "--model", model, "--allowedTools", "Bash", "--", prompt], tmp_path, **environ
+            )
+            return code, (out + err).strip()
+
+        assert await ask("mana/test", "say hi") == (0, "Hello")
+        assert await ask("mana/dies", "say hi") == (0, "Hello")
+        assert await ask("mana/test", "use the tool") == (0, f"It says {SAID}.")
+        assert await ask("mana/cut", "say hi") == (0, "Hello")  # it asks for the whole, and gets the next target's
+        code, told = await ask("mana/none", "say hi")
+        assert (code, "issue with the selected model (mana/none)" in told) == (1, True), told
+        assert requests_of(p)[-4:-2] == [("messages", "broken", 1), ("messages", "ok", 2)]
+    config = settings({"loopback": {"kind": "loopback"}}, auth={"keys": [{"name": "a", "sha256": "0" * 64}]})
+    async with proxy(config, tmp_path) as p:
+        code, told = await ask("mana/test", "say hi", p.url)
+        assert (code, "this API key is not known here" in told) == (1, True), told
+        assert requests_of(p) == [("messages", "error", 0)]  # once, not eleven times in three minutes
+
+
+@pytest.mark.parametrize(
+    ("kind", "wire", "base", "endpoint"),
+    [
+        ("openai", "completions", "/v1", "chat/completions"),
+        ("openai", "responses", "/v1", "responses"),
+        ("azure", "completions", "", "chat/completions"),
+        ("anthropic", "completions", "", "messages"),
+    ],
+)
+async def test_copilot(kind: str, wire: str, base: str, endpoint: str, tmp_path: Path) -> None:
+    """By each door that it speaks; as Azure's it adds ``/openai/v1`` to its address."""
+    copilot = program("copilot")
+    async with served(tmp_path) as p:
+
+        async def ask(model: str, prompt: str) -> tuple[int | None, str]:
+            provider = {"TYPE": kind, "WIRE_API": wire, "BASE_URL": p.url + base, "API_KEY": "unused"}
+            environ = {f"COPILOT_PROVIDER_{name}": value for name, value in provider.items()}
+            environ |= {"COPILOT_MODEL": model, "COPILOT_OFFLINE": "true", "COPILOT_AUTO_UPDATE": "false"}
+            code, out, err = await said([copilot, "--allow-all-tools", "-s", "-p", prompt], tmp_path, **environ)
+            return code, out + err
+
+        for model, prompt, ends, wanted in (
+            ("mana/test", "say hi", 0, "Hello"),
+            ("mana/dies", "say hi", 0, "Hello"),
+            ("mana/test", "use the tool", 0, f"It says {SAID}."),
+            ("mana/cut", "say hi", 1, "the answer broke off"),
+        ):
+            code, told = await ask(model, prompt)
+            assert (code, wanted in told) == (ends, True), told
         assert {name for name, _, _ in requests_of(p)} == {endpoint}
 
 

@@ -43,11 +43,15 @@ TABLE.add("GET", "/health", nothing, forgiving=False)
         ("/v1/models/a/b/", "/v1/models/{id}", "a/b"),
         ("/v1/models//a/b", "/v1/models/{id}", "a/b"),
         ("/v1/models//", "/v1/models", ""),
+        ("/openai/v1/chat/completions", "/v1/chat/completions", ""),
+        ("/v1/openai/v1/chat/completions", "/v1/chat/completions", ""),
+        ("//v1/openai/v1/v1/models/a/", "/v1/models/{id}", "a"),
+        ("/v1/models/openai/v1/a", "/v1/models/{id}", "openai/v1/a"),
         ("/metrics", "/metrics", ""),
     ]
 )
 def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
-    """Slashes, a doubled prefix, one at the end."""
+    """Slashes, a doubled prefix, one at the end, and what Groq's and Azure's clients add to any base URL."""
     match = TABLE.find(path)
     assert match is not None
     assert (match.route.name, match.rest) == (name, rest)
@@ -55,7 +59,10 @@ def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["//metrics", "/metrics/", "/v1/metrics", "//health", "/v1//health", "/v1/v1/health", "/", "", "/v2/models", "/v1"],
+    [
+        *("//metrics", "/metrics/", "/v1/metrics", "//health", "/v1//health", "/v1/v1/health", "/", "", "/v2/models"),
+        *("/v1", "/openai/v1/health", "/openai/v1/metrics", "/openai/models", "/openai/v1", "/a/openai/v1/models"),
+    ],
 )
 def test_an_operators_route_has_one_name(path: str) -> None:
     """Whoever hides it behind nginx hides it by its exact path."""
@@ -87,6 +94,10 @@ async def test_so_has_each_of_ours(tmp_path: Path) -> None:
         ("/v1/messages/v1/messages", "Anthropic's clients take a base URL without a path"),
         ("/v1/api/chat", "Ollama's clients take an address without a path"),
         ("/api/api/tags", "Ollama's clients take an address without a path"),
+        (
+            "/openai/deployments/mana/fast-text/chat/completions",
+            "of Azure's API version 'v1' is served, with addresses that begin with /openai/v1",
+        ),
         ("/v1/files", ""),
         ("/v2/chat/completions", ""),
         ("/" + "/chat/completions" * 10_000 + "x", ""),
@@ -139,8 +150,9 @@ async def test_methods(tmp_path: Path) -> None:
                 assert (response.status, response.headers["Allow"]) == (405, allowed)
         async with p.client.post(f"{p.url}//v1/v1/chat/completions/", json={"messages": []}) as response:
             assert response.status == 200
-        async with p.client.post(f"{p.url}/v1/chat/completions?api-version=1", json={"messages": []}) as response:
-            assert response.status == 200
+        for path in ("/v1/chat/completions?api-version=1", "/openai/v1/chat/completions?api-version=v1"):
+            async with p.client.post(p.url + path, json={"messages": []}) as response:
+                assert (response.status, response.headers["X-Mana-LLM-Resolved"]) == (200, "loopback/m"), path
 
 
 @pytest.mark.parametrize(

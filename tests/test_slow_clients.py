@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.config.model import Limits
-from manallm_proxy.http_server import aiohttp_server, web
+from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -209,12 +209,12 @@ async def test_pipelined_requests_count_as_well(tmp_path: Path) -> None:
 
 async def test_descriptors_are_left_for_providers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strangers hold some, not all: who comes then is told so at once, and those who are in are served."""
-    assert 0 < aiohttp_server.most_connections() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert 0 < listening.most_connections() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     for soft, most in ((1024, 512), (100_000, 95_000), (1, 1), (resource.RLIM_INFINITY, sys.maxsize)):
         with monkeypatch.context() as patch:
             patch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
-            assert aiohttp_server.most_connections() == most
-    monkeypatch.setattr(aiohttp_server, "most_connections", lambda: 3)
+            assert listening.most_connections() == most
+    monkeypatch.setattr(listening, "most_connections", lambda: 3)
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         idle = [await asyncio.open_connection("127.0.0.1", p.port) for _ in range(3)]
         reader, writer = await asyncio.open_connection("127.0.0.1", p.port)

@@ -304,7 +304,7 @@ async def test_a_body_whose_chunks_break_is_refused_at_once(tmp_path: Path, monk
 
     parse = OneTaskHandler.take
     monkeypatch.setattr(OneTaskHandler, "take", take)
-    monkeypatch.setattr(internals, "ignored_upgrade", lambda _: None)  # which looks at that message
+    monkeypatch.setattr(internals, "unusual", lambda _: None)  # which looks at that message
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n")

@@ -21,6 +21,13 @@ def framed(data: bytes) -> bytes:
     return b"".join((_SIZE_LINES[size] if size < len(_SIZE_LINES) else b"%x\r\n" % size, data, b"\r\n"))
 
 
+def framed_lines(data: bytes) -> bytes:
+    """`data`, which is not empty, with each line as a chunk: so Ollama sends them, and some of its clients need it."""
+    if 0 <= data.find(b"\n") < len(data) - 1:
+        return b"".join(map(framed, data.splitlines(keepends=True)))
+    return framed(data)
+
+
 def unframed(data: bytes) -> bytes:
     """What is in the frame, if `data` looks like one chunk as `framed` writes it; else empty.
 

@@ -133,6 +133,8 @@ def is_worth_retrying(error: ProxyError) -> bool:
     """Whether an SDK's own retry helps soon enough: SDKs wait for ``Retry-After`` without telling their user."""
     if isinstance(error, NoProvider):
         return error.worth_retrying
+    if isinstance(error, InvalidKey | KeyRevoked):
+        return False  # Claude Code asks ten times more, for three minutes
     if isinstance(error, KeyRejected | ProxyRefused | EmbeddingSpaceMismatch | LoopDetected):
         return False
     if isinstance(error, KeyLimited) and error.retry_after is None:

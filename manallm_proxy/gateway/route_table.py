@@ -1,7 +1,8 @@
 """The one table of routes: paths and methods to handlers, with 404, 405, OPTIONS and HEAD.
 
 Slips that come from joining a base URL with a path (``//v1/...``, ``/v1//...``, ``/v1/v1/...``, a trailing slash) are
-forgiven, but never for an operator's route: in nginx, ``/metrics`` is hidden by its exact path.
+forgiven, and so is ``/openai/v1/...``, as Groq's and Azure's clients have it below any base URL; but never for an
+operator's route: in nginx, ``/metrics`` is hidden by its exact path.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 """Takes the request and the ``{id}`` of its path; empty if the route has none."""
 
 _SLASHES: Final = re.compile(r"/{2,}")
+_OF_A_CLOUD: Final = re.compile(r"^(?:/v1)*/openai(?=/v1/)")
 _REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
 _OPENAI: Final = "(?:chat/completions|completions|embeddings|responses)"
 _BASE_URLS: Final = tuple(
@@ -28,6 +30,7 @@ _BASE_URLS: Final = tuple(
         (rf"^/api(?:/v1)?/{_OPENAI}/?$", "OpenAI's clients take a base URL that ends in /v1"),
         (r"^(?:/v1)?/messages(?:/v1)?/messages/?$", "Anthropic's clients take a base URL without a path"),
         (r"^/(?:v1|api)/api/", "Ollama's clients take an address without a path"),
+        (r"^/openai/deployments/", "of Azure's API version 'v1' is served, with addresses that begin with /openai/v1"),
         (
             r":(?:(?:stream)?[gG]enerateContent|(?:batchE|e)mbedContents?|countTokens)$",
             "it is of Gemini's own API, and Gemini's models are served by OpenAI's",
@@ -121,6 +124,6 @@ def base_url_advice(path: str) -> str:
 
 def canonical_path(path: str) -> str:
     """`path` with the forgiven slips corrected."""
-    path = _SLASHES.sub("/", path)
+    path = _OF_A_CLOUD.sub("", _SLASHES.sub("/", path))
     path = _REPEATED.sub("/v1", path, count=1)
     return path.rstrip("/") or "/"

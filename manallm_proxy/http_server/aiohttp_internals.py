@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion11, StreamReader
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDictProxy
@@ -23,9 +22,6 @@ from yarl import URL
 
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.deadlines import Deadlines
-
-TOO_MANY_HEADERS: Final = "Too many headers received"
-"""The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
 
 
 def _check() -> None:
@@ -293,11 +289,12 @@ def is_handling(connection: RequestHandler) -> bool:
     return connection._current_request is not None or bool(connection._messages)
 
 
-def ignored_upgrade(connection: RequestHandler) -> RawRequestMessage | None:
-    """The latest request, if it is for a protocol to which nobody upgrades, such as ``h2c``."""
+def unusual(connection: RequestHandler) -> RawRequestMessage | BaseException | None:
+    """The latest request, if it is for a protocol to which nobody upgrades, such as ``h2c``; or why it was refused."""
     message = connection._messages[-1][0]
-    is_one = isinstance(message, RawRequestMessage) and message.upgrade and not connection._upgraded
-    return cast(RawRequestMessage, message) if is_one else None
+    if not isinstance(message, RawRequestMessage):
+        return message.exc
+    return message if message.upgrade and not connection._upgraded else None
 
 
 def end_after(connection: RequestHandler, message: RawRequestMessage) -> None:
@@ -317,34 +314,3 @@ def take_body(payload: StreamReader) -> bytes:
         return payload.read_nowait()
     payload._size = 0
     return buffer.popleft()
-
-
-def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:
-    """Makes `connection` expect the next request, since the body that its parser waits for was received another way:
-    a parser only learns that by being fed the body. Ends `payload`, through which it would have come."""
-    old = connection._parser
-    if old is not None:
-        size = getattr(connection, "_max_msg_queue_size", None)  # not in aiohttp 3.14.3
-        more: dict[str, Any] = {} if size is None else {"max_msg_queue_size": size}
-        connection._parser = type(old)(
-            connection,
-            connection._loop,
-            connection._read_bufsize,
-            max_line_size=connection.max_line_size,
-            max_field_size=connection.max_field_size,
-            max_headers=connection.max_headers,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-            **more,
-        )
-    payload.feed_eof()
-
-
-def is_too_long(error: BaseException | None) -> bool:
-    """Whether a request was refused because its request line or a header is too long."""
-    return isinstance(error, LineTooLong)
-
-
-def has_too_many_headers(error: BaseException | None) -> bool:
-    """Whether a request was refused because it has too many headers."""
-    return isinstance(error, BadHttpMessage) and error.message == TOO_MANY_HEADERS

@@ -9,8 +9,6 @@ body that `Refusal` makes, and nothing that was sent is repeated.
 from __future__ import annotations
 
 import asyncio
-import resource
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -30,6 +28,7 @@ from manallm_proxy.http_server import aiohttp_internals as internals
 from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.body_writer import Limits, stall_guard
 from manallm_proxy.http_server.deadlines import Deadlines
+from manallm_proxy.http_server.parser_internals import refusal_of, take_back, without_repeats
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
@@ -48,18 +47,9 @@ Bun's fetch, which opencode runs on, mostly drops an event that comes with the e
 and it asks six times within a minute. It needs 2 ms, on a busy machine up to 100.
 """
 
-RESERVE: Final = 5000
-"""File descriptors for all else, if there are twice as many: providers above all, one for each request."""
-
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Refusal = Callable[[ProxyError], tuple[str, bytes]]
 """Reports a request that reached no handler; returns its new id and the response body."""
-
-
-def most_connections() -> int:
-    """How many clients may be connected, so that descriptors are left for what they ask for."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - min(RESERVE, soft // 2), 1)
 
 
 def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
@@ -94,11 +84,13 @@ class _Connection(internals.OneTaskHandler):
 
     __slots__ = (
         "_all",
+        "_head",
         "_head_limit",
         "_head_size",
         "_heads",
         "_is_awaited",
         "_is_over",
+        "_is_piped",
         "_left",
         "_limits",
         "_payload",
@@ -114,6 +106,10 @@ class _Connection(internals.OneTaskHandler):
         """Whether there is a limit to the wait for a head."""
         self._is_over = False
         """Whether its last answer has been written: what comes is dropped."""
+        self._head = bytearray()
+        """Of a head that came in parts: those before the last one."""
+        self._is_piped = False
+        """Whether a head has come in one read with another request's body: what such a read begins with is no head."""
         self._head_size = 0
         """Bytes received of a head that is not complete."""
         self._left = 0
@@ -142,17 +138,21 @@ class _Connection(internals.OneTaskHandler):
             return
         payload = self.take(data)
         if payload is not None:
-            if not between and not self._payload.is_eof():
-                # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
-                self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
+            if not between:
+                self._is_piped = True
+                if not self._payload.is_eof():
+                    # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
+                    self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
             self._payload = payload
             self._head_size = 0
             self._left = self._body_left(data, payload)
-            if self._is_awaited:
+            if self._is_awaited and not self._head_size:
                 self._is_awaited = False
                 self._heads.end(self)
+                self._head = bytearray()
         elif data and between and not internals.is_unparsed(self):
             self._head_size += len(data)
+            self._head += data
             if not self._is_awaited:
                 self._await_head()
 
@@ -163,15 +163,26 @@ class _Connection(internals.OneTaskHandler):
         aiohttp's parser drops what stands behind such a request in the read that ends it: the next one would be cut. So
         these bytes are read alone, and where something may have been dropped the answer ends the connection.
         """
-        message = internals.ignored_upgrade(self)
+        message = internals.unusual(self)
         if message is None:
             return 0
+        if isinstance(message, BaseException):
+            return self._take_again(data, message)
         length, head = int(message.headers.get("Content-Length", 0)), data.find(b"\r\n\r\n")
         if not (message.chunked or payload.is_eof()):
             return length - payload.total_bytes
         if message.chunked or head < 0 or head + 4 + length != len(data):
             internals.end_after(self, message)
         return 0
+
+    def _take_again(self, data: bytes, refusal: BaseException) -> int:
+        """Takes a head that ends in `data` once more, if only a harmless repetition was refused. As `_body_left`."""
+        head, self._head = bytes(self._head), bytearray()
+        once = without_repeats(refusal, head + data)
+        if once is None or self._is_piped or self._is_left or not take_back(self):
+            return 0
+        self.data_received(once)
+        return self._left
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._all.open -= 1
@@ -262,11 +273,7 @@ class _Connection(internals.OneTaskHandler):
             raise ConnectionError("an answer has begun already")
         if status >= 500:
             return self.refuse(request, InternalError("an internal error"))
-        if internals.is_too_long(exc):
-            return self.refuse(request, HeadTooLarge("a header, or the path, is over the limit (limits.header)"))
-        if internals.has_too_many_headers(exc):
-            return self.refuse(request, HeadTooLarge(f"a request may have {HEADER_LIMIT} headers"))
-        return self.refuse(request, InvalidRequest("this is not valid HTTP"))
+        return self.refuse(request, refusal_of(exc, HEADER_LIMIT))
 
 
 class Server(web.Server):
@@ -288,7 +295,7 @@ class Server(web.Server):
         refusal: Refusal,
     ) -> None:
         self.refusal, self.limits = refusal, limits
-        self.most = most_connections()
+        self.most = listening.most_connections()
         self.heads = Deadlines(lambda: min(head_timeout(), KEEP_ALIVE), _Connection.head_overdue)
         self.idle = Deadlines(lambda: KEEP_ALIVE, _Connection.close_if_idle)
         self.broken = Deadlines(lambda: LINGER, _Connection.close)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
+import sys
 from typing import Any, Final
 
 from attrs import field
@@ -13,6 +15,14 @@ from manallm_proxy.http_server import web
 
 LAST_WORDS: Final = 1.0
 """Max seconds for requests to end, once the server closes."""
+RESERVE: Final = 5000
+"""File descriptors for all else, if there are twice as many: providers above all, one for each request."""
+
+
+def most_connections() -> int:
+    """How many clients may be connected, so that descriptors are left for what they ask for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - min(RESERVE, soft // 2), 1)
 
 
 @define(eq=False)

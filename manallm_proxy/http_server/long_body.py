@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp.web_protocol import RequestHandler
 
 from manallm_proxy.http_server import web
-from manallm_proxy.http_server.aiohttp_internals import forget_body
+from manallm_proxy.http_server.parser_internals import forget_body
 
 LEAST: Final = 64 * 1024
 """Min bytes of a body that is received in this way."""

@@ -11,12 +11,14 @@ from typing import cast
 from aiohttp import HttpVersion10
 from aiohttp.helpers import rfc822_formatted_time
 
-from manallm_proxy.contract.http_chunks import framed
+from manallm_proxy.contract.http_chunks import framed, framed_lines
 from manallm_proxy.contract.spliced import Part
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import OneTaskHandler, mark_answered, mark_sent, version_of
 
 LAST_CHUNK = b"0\r\n\r\n"
+LINES = "application/x-ndjson"
+"""The content type whose lines are chunks of their own."""
 COPIED = 64 * 1024
 """Max bytes of a body that is sent in one write with the head; copying more costs more than a second write."""
 
@@ -42,6 +44,7 @@ class RawResponse(web.StreamResponse):
             lines["Content-Length"] = str(length)
         elif self.chunked_body:
             lines["Transfer-Encoding"] = "chunked"
+            self.frame = framed_lines if lines.get("Content-Type") == LINES else framed
         lines["Date"] = rfc822_formatted_time()
         head = "\r\n".join(map(": ".join, lines.items()))
         if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
@@ -74,7 +77,7 @@ class RawResponse(web.StreamResponse):
     def put_part(self, data: bytes, *, last: bool = False) -> None:
         """As `put`, for a part of a body of unknown length. Empty `data` writes no chunk: it would end the body."""
         if self.chunked_body:
-            data = framed(data) if data else b""
+            data = self.frame(data) if data else b""
             if last:
                 data += LAST_CHUNK
         self.put(data, last=last)

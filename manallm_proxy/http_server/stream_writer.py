@@ -13,7 +13,6 @@ from typing import Final
 
 from attrs import field
 
-from manallm_proxy.contract.http_chunks import framed
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.deadlines import Deadlines
@@ -101,7 +100,8 @@ class StreamWriter:
     """Cached: in Python 3.11, getting the running loop takes a system call."""
     _ready: asyncio.Transport | None = None
     """The client's, where `try_write` may use it: from the first event to the last, while no other write is pending."""
-    _is_chunked: bool = True
+    _frame: Callable[[bytes], bytes] = bytes
+    """Makes a chunk, or one for each line; over HTTP/1.0 a body has none."""
     _last_write: float = 0.0
     _writing: Progress | None = None
     _debt: float = 0.0
@@ -138,7 +138,7 @@ class StreamWriter:
         if transport is None or transport.is_closing() or transport.get_write_buffer_size() > WRITE_HIGH_WATER:
             return False
         if data:
-            transport.write(framed(data) if self._is_chunked else data)
+            transport.write(self._frame(data))
             self._last_write = self._loop.time()
             self.bytes_sent += len(data)
         return True
@@ -183,7 +183,8 @@ class StreamWriter:
     def _begin(self) -> RawResponse:
         """Prepares status and headers, which are sent with the next write."""
         self._response = RawResponse(self.request, self.headers, None)
-        self._is_chunked = self._response.chunked_body
+        if self._response.chunked_body:
+            self._frame = self._response.frame
         self._last_write = self._loop.time()
         self.timing.first_checks.begin(self)
         return self._response

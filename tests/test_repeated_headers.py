@@ -1,0 +1,131 @@
+"""A header that is there twice: real clients send the same one once more; anything else is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.cases import every
+from tests.one_connection import serving
+from tests.proxy import proxy, settings
+
+JAVA = (
+    b"GET /api/version HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: 0\r\nHost: x\r\n"
+    b"HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\nUpgrade: h2c\r\n"
+    b"User-Agent: Java-http-client/17.0.15\r\nAccept: application/json\r\nContent-Type: application/json\r\n"
+    b"Content-Type: application/json\r\n\r\n"
+)
+"""What ollama4j 1.1.6 sends for each question without a body, seen 2026-11-29."""
+TYPE = b"Content-Type: application/json\r\n"
+BODY = b'{"a":\r\n"Content-Type: application/json\r\nContent-Type: application/json\r\n"}'
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(BODY)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
+    """Status and body of the next answer."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return int(head.split()[1]), await asyncio.wait_for(reader.readexactly(int(length.split(b":")[1])), 5)
+
+
+async def echo(request: web.BaseRequest) -> web.Response:
+    """The body, behind how many headers of these two there are."""
+    counts = [len(request.headers.getall(name, [])) for name in ("Content-Type", "User-Agent")]
+    return web.Response(body=json.dumps(counts).encode() + await request.read())
+
+
+async def test_javas_client_for_ollama_is_answered(tmp_path: Path) -> None:
+    """Each time, over the same connection; it would say that there is no server."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        for _ in range(3):
+            writer.write(JAVA)
+            code, body = await answer(reader)
+            assert (code, "version" in json.loads(body)) == (200, True)
+        writer.close()
+
+
+SAME = POST + TYPE + b"user-agent: a\r\nUser-Agent:  a \r\n" + TYPE.lower() + TYPE
+"""Twice and three times, with blanks and in two cases of the name."""
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 50, len(SAME), 10_000])
+async def test_the_same_once_more_is_one_header(step: int) -> None:
+    """However it is cut into reads. What the body says is not looked at, and the next request is heard."""
+    async with serving(echo) as (_, reader, writer):
+        for _ in range(2):
+            sent = SAME + b"\r\n" + BODY
+            for at in range(0, len(sent), step):
+                writer.write(sent[at : at + step])
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            assert await answer(reader) == (200, b"[1, 1]" + BODY)
+
+
+@every(
+    [
+        (TYPE + b"Content-Type: text/plain\r\n", "Content-Type"),
+        (TYPE + TYPE + b"Content-Type: text/plain\r\n", "Content-Type"),
+        (b"Host: x\r\n", "Host"),
+        (b"Host: y\r\n" + TYPE + TYPE, "Host"),
+        (b"ETag: a\r\nETag: a\r\n", "Etag"),
+        (b"Max-Forwards: 8\r\nMax-Forwards: 8\r\n", "Max-Forwards"),
+    ]
+)
+async def test_anything_else_is_refused_by_name(lines: bytes, name: str) -> None:
+    """Two readers might take one value or the other."""
+    async with serving(echo) as (_, reader, writer):
+        writer.write(POST + lines + b"\r\n" + BODY)
+        code, said = await answer(reader)
+        assert (code, said.decode().casefold()) == (400, f"the header {name} is there more than once".casefold())
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_a_length_twice_is_no_http() -> None:
+    """It is where requests are told apart, so nothing is forgiven there."""
+    async with serving(echo) as (_, reader, writer):
+        writer.write(POST + TYPE + TYPE + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
+        assert (await answer(reader))[0] == 400
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_behind_another_request_it_is_refused() -> None:
+    """What came together is not taken apart: the connection ends, and nothing is answered twice."""
+    async with serving(echo) as (_, reader, writer):
+        writer.write(POST + b"\r\n" + BODY + SAME + b"\r\n" + BODY)
+        assert (await answer(reader))[0] == 400
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_a_body_is_never_read_as_a_head() -> None:
+    """Also where its request is answered already: it would be another one, which a proxy in front has not seen."""
+    asked: list[str] = []
+
+    async def answers_at_once(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text="ok")
+
+    after = b"GET /next HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"\r\n"
+    hidden = b"POST /hidden HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"Content-Length: %d\r\n\r\n" % len(after)
+    async with serving(answers_at_once) as (_, reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (1 + len(hidden)) + b"a")
+        assert (await answer(reader))[0] == 200
+        writer.write(hidden + after)
+        code, said = await answer(reader)
+        assert (code, b"Content-Type" in said, asked) == (400, True, ["/"])
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_a_head_that_is_not_completed_is_given_up(tmp_path: Path) -> None:
+    """The time that a head has goes on from its first byte."""
+    config = settings({"loopback": {"kind": "loopback"}}, limits={"body_timeout": 0.3})
+    async with proxy(config, tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        writer.write(JAVA[:-2])
+        assert (await answer(reader))[0] == 408
+        writer.close()
