@@ -69,7 +69,7 @@ packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing 
 	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py tests/test_prometheus.py $(ARGS)
 
 .PHONY: clients
-clients: $(VENV)/.dev $(CLIENTS)/.installed  ## Claude Code, codex, opencode and the like, LiteLLM, Go's, Open WebUI: 10 GB on disk, twelve minutes
+clients: $(VENV)/.dev $(CLIENTS)/.installed  ## Claude Code, codex, opencode and the like, LiteLLM, Go's, Open WebUI: 9 GB on disk, ten minutes
 	$(BIN)/python -m pytest -m clients tests/test_real_clients.py $(ARGS)
 
 .PHONY: check
