@@ -21,6 +21,8 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 """The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
 _REPEATED: Final = re.compile(r"Duplicate '([A-Za-z-]+)' header found\.")
 """As above; the name is one of some ten that aiohttp knows."""
+EMPTY_LINE: Final = b"\r\n\r\n"
+"""The end of a head, and of a body in chunks."""
 _HARMLESS: Final = (b"content-type", b"user-agent")
 
 
@@ -42,7 +44,7 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
     """
     if not (isinstance(error, BadHttpMessage) and _REPEATED.fullmatch(error.message)):
         return None
-    head, end, rest = data.partition(b"\r\n\r\n")
+    head, end, rest = data.partition(EMPTY_LINE)
     *lines, last = head.split(b"\r\n")
     if end:
         lines.append(last)
@@ -59,9 +61,20 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
     return b"\r\n".join(kept if end else [*kept, last]) + end + rest
 
 
+def is_read_up(connection: RequestHandler, payload: StreamReader, data: bytes, left: int) -> bool:
+    """Whether the parser holds nothing of a request behind the one whose body is `payload`; False if that is unsure.
+
+    `data` came last; `left` of it are neither that request's head nor its body, nor the sizes of chunks. A head that is
+    not complete has no empty line.
+    """
+    if connection._reading_paused or connection._buffer_paused:
+        return False
+    return not payload.is_eof() or (left == 0 and data != b"") or data.endswith(EMPTY_LINE)
+
+
 def take_back(connection: RequestHandler) -> bool:
     """Forgets the refusal that `connection` has queued, and whatever its parser has read; False if it may not."""
-    if connection._current_request is not None or len(connection._messages) != 1:
+    if len(connection._messages) != 1:
         return False
     connection._messages.clear()
     connection._request_count -= 1
