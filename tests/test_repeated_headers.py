@@ -135,6 +135,16 @@ async def test_a_head_that_is_not_completed_is_given_up(tmp_path: Path) -> None:
         writer.close()
 
 
+async def test_a_head_of_repetitions_has_the_size_that_came() -> None:
+    """The limit of a head is one of what a client sends, so that it ends."""
+    async with serving(echo) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(100):
+            connection.data_received(TYPE)
+        assert (await answer(reader))[0] == 431
+
+
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"\r\n"
 

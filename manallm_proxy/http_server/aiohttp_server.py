@@ -28,7 +28,7 @@ from manallm_proxy.http_server import aiohttp_internals as internals
 from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.body_writer import Limits, stall_guard
 from manallm_proxy.http_server.deadlines import Deadlines
-from manallm_proxy.http_server.parser_internals import EMPTY_LINE, is_read_up, refusal_of, take_back, without_repeats
+from manallm_proxy.http_server.parser_internals import ends_with, is_read_up, refusal_of, take_back, without_repeats
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
@@ -145,9 +145,11 @@ class _Connection(internals.OneTaskHandler):
                     # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
                     self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
             self._payload = payload
-            self._head_size = 0
+            size, self._head_size = self._head_size + len(data), 0
             self._left = self._body_left(data, payload)
-            if self._is_awaited and not self._head_size:
+            if self._head_size:
+                self._head_size = size  # what it repeats counts, too
+            elif self._is_awaited:
                 self._is_awaited = False
                 self._heads.end(self)
                 self._head = bytearray()
@@ -168,9 +170,7 @@ class _Connection(internals.OneTaskHandler):
         """
         message = internals.unusual(self)
         if self._is_apart and not isinstance(message, BaseException):
-            whole = bytes(self._head) + data if self._head else data
-            body = len(whole) - whole.find(EMPTY_LINE) - 4
-            self._is_apart = is_read_up(self, payload, whole, body - payload.total_bytes)
+            self._is_apart = ends_with(self, payload, bytes(self._head) + data if self._head else data)
         if message is None:
             return 0
         if isinstance(message, BaseException):

@@ -21,7 +21,7 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 """The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
 _REPEATED: Final = re.compile(r"Duplicate '([A-Za-z-]+)' header found\.")
 """As above; the name is one of some ten that aiohttp knows."""
-EMPTY_LINE: Final = b"\r\n\r\n"
+_EMPTY_LINE: Final = b"\r\n\r\n"
 """The end of a head, and of a body in chunks."""
 _HARMLESS: Final = (b"content-type", b"user-agent")
 
@@ -44,7 +44,7 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
     """
     if not (isinstance(error, BadHttpMessage) and _REPEATED.fullmatch(error.message)):
         return None
-    head, end, rest = data.partition(EMPTY_LINE)
+    head, end, rest = data.partition(_EMPTY_LINE)
     *lines, last = head.split(b"\r\n")
     if end:
         lines.append(last)
@@ -69,7 +69,12 @@ def is_read_up(connection: RequestHandler, payload: StreamReader, data: bytes, l
     """
     if connection._reading_paused or connection._buffer_paused:
         return False
-    return not payload.is_eof() or (left == 0 and data != b"") or data.endswith(EMPTY_LINE)
+    return not payload.is_eof() or (left == 0 and data != b"") or data.endswith(_EMPTY_LINE)
+
+
+def ends_with(connection: RequestHandler, payload: StreamReader, data: bytes) -> bool:
+    """As `is_read_up`, for the `data` that the request begins with."""
+    return is_read_up(connection, payload, data, len(data) - data.find(_EMPTY_LINE) - 4 - payload.total_bytes)
 
 
 def take_back(connection: RequestHandler) -> bool:
