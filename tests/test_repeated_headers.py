@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.http_server.aiohttp_server import READ_BUFFER, Runner
 from tests.cases import every
 from tests.one_connection import GET, serving, until
 from tests.proxy import proxy, settings
@@ -173,6 +173,22 @@ async def test_a_value_is_never_read_as_a_head(first: bytes, end: int) -> None:
         connection.data_received(HIDDEN)
         assert ((await answer(reader))[0], asked) == (400, ["/"])
         assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_behind_a_long_body_it_is_one_header() -> None:
+    """More than is held of it, so that the parser pauses until it is read."""
+    long, half = b"x" * 3 * READ_BUFFER, READ_BUFFER * 5 // 2
+    async with serving(echo) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(long), long[:half])
+        )
+        assert connection._reading_paused
+        await until(lambda: not connection._reading_paused)
+        connection.data_received(long[half:])
+        assert (await answer(reader))[0] == 200
+        connection.data_received(SAME + b"\r\n" + BODY)
+        assert (await answer(reader))[0] == 200
 
 
 async def test_requests_are_as_they_were_sent_however_they_are_cut() -> None:

@@ -136,7 +136,7 @@ class _Connection(internals.OneTaskHandler):
         between = self._payload.is_eof()
         if between and self._head_size + len(data) > self._head_limit and self._refuse_long_head(data):
             return
-        had = 0 if between else self._payload.total_bytes
+        had = 0 if between else -1 if self._reading_paused else self._payload.total_bytes
         payload = self.take(data)
         if payload is not None:
             if not between:
@@ -159,7 +159,7 @@ class _Connection(internals.OneTaskHandler):
             if not self._is_awaited:
                 self._await_head()
         elif not between and self._is_apart:
-            self._is_apart = is_read_up(self, self._payload, data, len(data) - self._payload.total_bytes + had)
+            self._is_apart = had >= 0 and is_read_up(self, self._payload, data, had + len(data))
 
     def _body_left(self, data: bytes, payload: StreamReader) -> int:
         """Of a request for a protocol that is not spoken here, whose head ended in `data`: how many bytes of its body

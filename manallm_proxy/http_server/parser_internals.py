@@ -61,20 +61,23 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
     return b"\r\n".join(kept if end else [*kept, last]) + end + rest
 
 
-def is_read_up(connection: RequestHandler, payload: StreamReader, data: bytes, left: int) -> bool:
+def is_read_up(connection: RequestHandler, payload: StreamReader, data: bytes, size: int) -> bool:
     """Whether the parser holds nothing of a request behind the one whose body is `payload`; False if that is unsure.
 
-    `data` came last; `left` of it are neither that request's head nor its body, nor the sizes of chunks. A head that is
-    not complete has no empty line.
+    `data` came last; `payload` has `size` bytes if it is the end of `data`. A head that is not complete has no empty
+    line, and a parser that paused goes on with no data.
     """
-    if connection._reading_paused or connection._buffer_paused:
+    if connection._buffer_paused:
         return False
-    return not payload.is_eof() or (left == 0 and data != b"") or data.endswith(_EMPTY_LINE)
+    if not payload.is_eof():
+        return True
+    is_end = data != b"" and (size == payload.total_bytes or data.endswith(_EMPTY_LINE))
+    return is_end and not connection._reading_paused
 
 
 def ends_with(connection: RequestHandler, payload: StreamReader, data: bytes) -> bool:
     """As `is_read_up`, for the `data` that the request begins with."""
-    return is_read_up(connection, payload, data, len(data) - data.find(_EMPTY_LINE) - 4 - payload.total_bytes)
+    return is_read_up(connection, payload, data, len(data) - data.find(_EMPTY_LINE) - 4)
 
 
 def take_back(connection: RequestHandler) -> bool:
