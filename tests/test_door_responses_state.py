@@ -418,6 +418,29 @@ async def test_a_worker_that_does_not_answer_may_have_what_is_asked_for() -> Non
     assert not await reply.is_known(b'{"id":"%b"}' % theirs.new_id("resp").encode())
 
 
+async def test_a_worker_that_hangs_between_parts_may_have_the_rest() -> None:
+    """It is asked no more, and nothing of it is said to be unknown."""
+    keeper = MemoryStore(Clock(), worker=1)
+    ids = tuple(keeper.new_id("msg") for _ in range(4))
+    output = tuple(b"%d" % n * PART for n in range(4))
+    keeper.keep(None, Stored(keeper.new_id("resp"), b"{}", (), output, ids))
+    answered = 2  # what there is, and the first of it
+    asked = 0
+
+    class Others:
+        count = 2
+
+        async def ask_one(self, worker: int, question: str) -> str | None:
+            nonlocal asked
+            asked += 1
+            return answer_question(keeper, question) if asked <= answered else None
+
+    store = WorkersStore(MemoryStore(Clock(), worker=2), Others())
+    with pytest.raises(NotLookedUp):
+        await store.items(None, ids, ids[3:])
+    assert asked == answered + 2, "once more as anybody's"
+
+
 async def test_a_long_response_of_another_worker_keeps_nobody(tmp_path: Path) -> None:
     """Megabytes, over two processes; and one that hangs is not taken for one that has nothing."""
     async with upstream(each(answers)) as server, contextlib.AsyncExitStack() as stack:

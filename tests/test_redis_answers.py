@@ -468,6 +468,8 @@ WRONG = (
     "redis://host:port/0",
     "redis://host/zero",
     "redis+cluster:///x",
+    "redis://a,b",
+    "redis+cluster://a:1,b:2",
     "redis+sentinel://host:1",
     "redis+sentinel://[::1],[::2]:70000/main",
     "redis+sentinel://[::1/main",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
+from manallm_proxy.http_server.aiohttp_server import READ_BUFFER, Runner
 from tests.cases import every
-from tests.one_connection import serving
+from tests.one_connection import GET, serving, until
 from tests.proxy import proxy, settings
 
 JAVA = (
@@ -129,3 +133,93 @@ async def test_a_head_that_is_not_completed_is_given_up(tmp_path: Path) -> None:
         writer.write(JAVA[:-2])
         assert (await answer(reader))[0] == 408
         writer.close()
+
+
+async def test_a_head_of_repetitions_has_the_size_that_came() -> None:
+    """The limit of a head is one of what a client sends, so that it ends."""
+    async with serving(echo) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(100):
+            connection.data_received(TYPE)
+        assert (await answer(reader))[0] == 431
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"\r\n"
+
+
+async def only_connection(runner: Runner) -> RequestHandler:
+    """The server's side of it, which can be given reads of exact sizes."""
+    await until(lambda: bool(runner.server.connections))
+    return runner.server.connections[0]
+
+
+@every([(first, end) for first in (GET, POST + b"\r\n" + BODY, CHUNKED) for end in (0, 9, -9, -1)])
+async def test_a_value_is_never_read_as_a_head(first: bytes, end: int) -> None:
+    """Where a head begins in the read that another request ends in, the next read is the middle of it."""
+    asked: list[str] = []
+
+    async def answers(request: web.BaseRequest) -> web.Response:
+        await request.read()
+        asked.append(request.path)
+        return web.Response(text="ok")
+
+    async with serving(answers) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(first[:end])
+        connection.data_received(first[end:] + b"GET /second HTTP/1.1\r\nX-Note: ")
+        assert (await answer(reader))[0] == 200
+        connection.data_received(HIDDEN)
+        assert ((await answer(reader))[0], asked) == (400, ["/"])
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_behind_a_long_body_it_is_one_header() -> None:
+    """More than is held of it, so that the parser pauses until it is read."""
+    long, half = b"x" * 3 * READ_BUFFER, READ_BUFFER * 5 // 2
+    async with serving(echo) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(long), long[:half])
+        )
+        assert connection._reading_paused
+        await until(lambda: not connection._reading_paused)
+        connection.data_received(long[half:])
+        assert (await answer(reader))[0] == 200
+        connection.data_received(SAME + b"\r\n" + BODY)
+        assert (await answer(reader))[0] == 200
+
+
+async def test_requests_are_as_they_were_sent_however_they_are_cut() -> None:
+    """What cannot be told apart from another request is refused with all that follows it."""
+    draw, served = random.Random(5), 0
+    for _ in range(100):
+        asked: list[tuple[str, bytes]] = []
+
+        async def answers(request: web.BaseRequest, asked: list[tuple[str, bytes]] = asked) -> web.Response:
+            asked.append((request.path, await request.read()))
+            return web.Response(text="ok")
+
+        sent, wanted = b"", []
+        for n in range(3):
+            body = draw.choice([b"", b"a", b"\r\n\r\n", HIDDEN, BODY])
+            lines = [TYPE, TYPE, b"X-Note: GET /hidden HTTP/1.1\r\n", b"Content-Length: %d\r\n" % len(body)]
+            lines = lines[draw.randrange(2) :]
+            draw.shuffle(lines)
+            sent += b"POST /%d HTTP/1.1\r\nHost: x\r\n%b\r\n%b" % (n, b"".join(lines), body)
+            wanted.append((f"/{n}", body))
+        worst = [n for n in range(len(sent)) if sent.startswith(b"GET /hidden", n)]
+        cuts = [0, *sorted({draw.choice(worst), *draw.sample(range(1, len(sent)), 2)}), len(sent)]
+        async with serving(answers) as (runner, reader, _):
+            connection = await only_connection(runner)
+            for start, end in pairwise(cuts):
+                connection.data_received(sent[start:end])
+                for _ in range(draw.choice([0, 20])):
+                    await asyncio.sleep(0)
+            codes: list[int] = []
+            while len(codes) < 3 and 400 not in codes:
+                codes.append((await answer(reader))[0])
+        assert (asked, codes[len(asked) :]) == (wanted[: len(asked)], [400] if len(asked) < 3 else [])
+        served += len(asked)
+    assert served > 100

@@ -17,6 +17,7 @@ from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.state.link import AT_A_TIME, Link
 from manallm_proxy.state.redis_client import client_of
+from tests.ports import free_port
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -100,6 +101,27 @@ async def test_a_deleted_response_stays_deleted_whatever_is_on_its_way(redis: Re
                 await until(lambda: any(b"deleted" in (redis.client().get(name) or b"") for name in redis.names()))
                 assert (await p.get(f"/v1/responses/{made['id']}"))[0] == 404
                 redis.client().flushall()
+
+
+async def test_a_cluster_drops_what_is_deleted_also_where_it_is_full(tmp_path: Path) -> None:
+    """Where the library's pipeline has no UNLINK of its own."""
+    port, two = free_port(), tmp_path / "two"
+    two.mkdir()
+    with redis_server(tmp_path, None, "--port", str(port), "--cluster-enabled", "yes") as redis:
+        redis.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        await until(lambda: redis.client().cluster("INFO")["cluster_state"] == "ok")
+        async with upstream(each(answers)) as server:
+            config = settings({"up": openai(server.url)}, state=f"redis+cluster://127.0.0.1:{port}")
+            async with proxy(config, tmp_path) as one, proxy(config, two) as other:
+                id_ = (await one.post("/v1/responses", {"input": "a"}))[1]["id"]
+                await until(lambda: redis.client().dbsize() == 2)
+                assert (await other.get(f"/v1/responses/{id_}"))[0] == 200
+                redis.client().config_set("maxmemory", 1)
+                assert await deleted(one, id_) == 200
+                await until(lambda: "refuses our commands (OOM)" in one.log.getvalue())
+                assert (await other.get(f"/v1/responses/{id_}"))[0] == 404
+                redis.client().config_set("maxmemory", 0)
+                await until(lambda: not one.app.gateway.shared._deleted)
 
 
 async def test_what_is_deleted_while_the_server_is_away_is_deleted_there_too(

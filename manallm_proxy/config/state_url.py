@@ -33,8 +33,9 @@ def state_url(value: object) -> str | Unset:
         raise InvalidValue(
             "expected redis://host:6379/0, rediss://, unix:///path, redis+cluster:// or redis+sentinel://"
         )
-    for place in _parts(found)[1].split(","):
-        if not is_host(place) and not found.startswith("unix:"):
+    scheme, hosts, _ = _parts(found)
+    for place in hosts.split(",") if scheme.endswith("+sentinel://") else [hosts]:
+        if not is_host(place) and scheme != "unix://":
             raise InvalidValue(HOST_WANTED)
         port = re.search(r":([0-9]+)$", place)
         if port is not None and not 0 < int(port[1][:6]) <= 65535:

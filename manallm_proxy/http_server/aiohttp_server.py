@@ -28,7 +28,7 @@ from manallm_proxy.http_server import aiohttp_internals as internals
 from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.body_writer import Limits, stall_guard
 from manallm_proxy.http_server.deadlines import Deadlines
-from manallm_proxy.http_server.parser_internals import refusal_of, take_back, without_repeats
+from manallm_proxy.http_server.parser_internals import ends_with, is_read_up, refusal_of, take_back, without_repeats
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
@@ -88,9 +88,9 @@ class _Connection(internals.OneTaskHandler):
         "_head_limit",
         "_head_size",
         "_heads",
+        "_is_apart",
         "_is_awaited",
         "_is_over",
-        "_is_piped",
         "_left",
         "_limits",
         "_payload",
@@ -108,8 +108,8 @@ class _Connection(internals.OneTaskHandler):
         """Whether its last answer has been written: what comes is dropped."""
         self._head = bytearray()
         """Of a head that came in parts: those before the last one."""
-        self._is_piped = False
-        """Whether a head has come in one read with another request's body: what such a read begins with is no head."""
+        self._is_apart = True
+        """Whether each request so far ended with a read, so that `_head` is all that has come of the next head."""
         self._head_size = 0
         """Bytes received of a head that is not complete."""
         self._left = 0
@@ -136,17 +136,20 @@ class _Connection(internals.OneTaskHandler):
         between = self._payload.is_eof()
         if between and self._head_size + len(data) > self._head_limit and self._refuse_long_head(data):
             return
+        had = 0 if between else -1 if self._reading_paused else self._payload.total_bytes
         payload = self.take(data)
         if payload is not None:
             if not between:
-                self._is_piped = True
+                self._is_apart = False
                 if not self._payload.is_eof():
                     # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
                     self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
             self._payload = payload
-            self._head_size = 0
+            size, self._head_size = self._head_size + len(data), 0
             self._left = self._body_left(data, payload)
-            if self._is_awaited and not self._head_size:
+            if self._head_size:
+                self._head_size = size  # what it repeats counts, too
+            elif self._is_awaited:
                 self._is_awaited = False
                 self._heads.end(self)
                 self._head = bytearray()
@@ -155,6 +158,8 @@ class _Connection(internals.OneTaskHandler):
             self._head += data
             if not self._is_awaited:
                 self._await_head()
+        elif not between and self._is_apart:
+            self._is_apart = had >= 0 and is_read_up(self, self._payload, data, had + len(data))
 
     def _body_left(self, data: bytes, payload: StreamReader) -> int:
         """Of a request for a protocol that is not spoken here, whose head ended in `data`: how many bytes of its body
@@ -164,6 +169,8 @@ class _Connection(internals.OneTaskHandler):
         these bytes are read alone, and where something may have been dropped the answer ends the connection.
         """
         message = internals.unusual(self)
+        if self._is_apart and not isinstance(message, BaseException):
+            self._is_apart = ends_with(self, payload, bytes(self._head) + data if self._head else data)
         if message is None:
             return 0
         if isinstance(message, BaseException):
@@ -179,7 +186,7 @@ class _Connection(internals.OneTaskHandler):
         """Takes a head that ends in `data` once more, if only a harmless repetition was refused. As `_body_left`."""
         head, self._head = bytes(self._head), bytearray()
         once = without_repeats(refusal, head + data)
-        if once is None or self._is_piped or self._is_left or not take_back(self):
+        if once is None or not self._is_apart or self._is_left or not take_back(self):
             return 0
         self.data_received(once)
         return self._left

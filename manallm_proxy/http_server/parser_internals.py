@@ -21,6 +21,8 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 """The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
 _REPEATED: Final = re.compile(r"Duplicate '([A-Za-z-]+)' header found\.")
 """As above; the name is one of some ten that aiohttp knows."""
+_EMPTY_LINE: Final = b"\r\n\r\n"
+"""The end of a head, and of a body in chunks."""
 _HARMLESS: Final = (b"content-type", b"user-agent")
 
 
@@ -42,7 +44,7 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
     """
     if not (isinstance(error, BadHttpMessage) and _REPEATED.fullmatch(error.message)):
         return None
-    head, end, rest = data.partition(b"\r\n\r\n")
+    head, end, rest = data.partition(_EMPTY_LINE)
     *lines, last = head.split(b"\r\n")
     if end:
         lines.append(last)
@@ -59,9 +61,28 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
     return b"\r\n".join(kept if end else [*kept, last]) + end + rest
 
 
+def is_read_up(connection: RequestHandler, payload: StreamReader, data: bytes, size: int) -> bool:
+    """Whether the parser holds nothing of a request behind the one whose body is `payload`; False if that is unsure.
+
+    `data` came last; `payload` has `size` bytes if it is the end of `data`. A head that is not complete has no empty
+    line, and a parser that paused goes on with no data.
+    """
+    if connection._buffer_paused:
+        return False
+    if not payload.is_eof():
+        return True
+    is_end = data != b"" and (size == payload.total_bytes or data.endswith(_EMPTY_LINE))
+    return is_end and not connection._reading_paused
+
+
+def ends_with(connection: RequestHandler, payload: StreamReader, data: bytes) -> bool:
+    """As `is_read_up`, for the `data` that the request begins with."""
+    return is_read_up(connection, payload, data, len(data) - data.find(_EMPTY_LINE) - 4)
+
+
 def take_back(connection: RequestHandler) -> bool:
     """Forgets the refusal that `connection` has queued, and whatever its parser has read; False if it may not."""
-    if connection._current_request is not None or len(connection._messages) != 1:
+    if len(connection._messages) != 1:
         return False
     connection._messages.clear()
     connection._request_count -= 1

@@ -194,7 +194,9 @@ class WorkersStore:
             items: dict[str, bytes] = {}
             for id_ in found.items:
                 one = await self._ask(worker, evolve(question, ids=(id_,)))
-                items |= one.items if one is not None else {}
+                if one is None:
+                    return None
+                items |= one.items
             return Found(items=items)
         parts: list[bytes] = []
         ends = list(accumulate(found.sizes))
