@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from manallm_proxy.http_server.aiohttp_server import READ_BUFFER, Runner
+from manallm_proxy.http_server.aiohttp_server import Runner
 from tests.cases import every
 from tests.one_connection import GET, serving, until
 from tests.proxy import proxy, settings
@@ -37,6 +37,14 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
     return int(head.split()[1]), await asyncio.wait_for(reader.readexactly(int(length.split(b":")[1])), 5)
 
 
+async def next_code(reader: asyncio.StreamReader) -> int:
+    """The status of the next answer; 0 at the connection's end."""
+    try:
+        return (await answer(reader))[0]
+    except asyncio.IncompleteReadError:
+        return 0
+
+
 async def echo(request: web.BaseRequest) -> web.Response:
     """The body, behind how many headers of these two there are."""
     counts = [len(request.headers.getall(name, [])) for name in ("Content-Type", "User-Agent")]
@@ -44,31 +52,56 @@ async def echo(request: web.BaseRequest) -> web.Response:
 
 
 async def test_javas_client_for_ollama_is_answered(tmp_path: Path) -> None:
-    """Each time, over the same connection; it would say that there is no server."""
+    """Each time: it would say that there is no server. The answer ends the connection, since only the first is."""
     async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
-        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
         for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
             writer.write(JAVA)
             code, body = await answer(reader)
             assert (code, "version" in json.loads(body)) == (200, True)
-        writer.close()
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
 
 
-SAME = POST + TYPE + b"user-agent: a\r\nUser-Agent:  a \r\n" + TYPE.lower() + TYPE
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"\r\n"
+SAME = POST + TYPE + b"user-agent: a\r\nUser-Agent:  a \r\n" + TYPE.lower() + TYPE + b"\r\n"
 """Twice and three times, with blanks and in two cases of the name."""
 
 
-@pytest.mark.parametrize("step", [1, 2, 7, 50, len(SAME), 10_000])
-async def test_the_same_once_more_is_one_header(step: int) -> None:
-    """However it is cut into reads. What the body says is not looked at, and the next request is heard."""
+@pytest.mark.parametrize("cut", [0, 1, 20, len(BODY)])
+async def test_the_same_once_more_is_one_header(cut: int) -> None:
+    """What the body says is not looked at, wherever it is cut."""
+    async with serving(echo) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(SAME + BODY[:cut])
+        if cut < len(BODY):
+            connection.data_received(BODY[cut:])
+        assert await answer(reader) == (200, b"[1, 1]" + BODY)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_what_came_with_it_is_served_before_the_end() -> None:
+    """Requests of one read are one after the other, as without the repetition."""
     async with serving(echo) as (_, reader, writer):
-        for _ in range(2):
-            sent = SAME + b"\r\n" + BODY
-            for at in range(0, len(sent), step):
-                writer.write(sent[at : at + step])
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-            assert await answer(reader) == (200, b"[1, 1]" + BODY)
+        writer.write(SAME + BODY + POST + b"\r\n" + BODY)
+        assert [await answer(reader) for _ in range(2)] == [(200, b"[1, 1]" + BODY), (200, b"[0, 0]" + BODY)]
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_a_head_in_parts_is_refused() -> None:
+    """The later part may begin in the middle of a value, and look like a head of its own."""
+    asked: list[str] = []
+
+    async def answers(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text="ok")
+
+    async with serving(answers) as (runner, reader, _):
+        connection = await only_connection(runner)
+        connection.data_received(b"GET / HTTP/1.1\r\nX-Note: ")
+        connection.data_received(HIDDEN)
+        assert ((await answer(reader))[0], asked) == (400, [])
+        assert await asyncio.wait_for(reader.read(), 5) == b""
 
 
 @every(
@@ -101,7 +134,7 @@ async def test_a_length_twice_is_no_http() -> None:
 async def test_behind_another_request_it_is_refused() -> None:
     """What came together is not taken apart: the connection ends, and nothing is answered twice."""
     async with serving(echo) as (_, reader, writer):
-        writer.write(POST + b"\r\n" + BODY + SAME + b"\r\n" + BODY)
+        writer.write(POST + b"\r\n" + BODY + SAME + BODY)
         assert (await answer(reader))[0] == 400
         assert await asyncio.wait_for(reader.read(), 5) == b""
 
@@ -125,28 +158,7 @@ async def test_a_body_is_never_read_as_a_head() -> None:
         assert await asyncio.wait_for(reader.read(), 5) == b""
 
 
-async def test_a_head_that_is_not_completed_is_given_up(tmp_path: Path) -> None:
-    """The time that a head has goes on from its first byte."""
-    config = settings({"loopback": {"kind": "loopback"}}, limits={"body_timeout": 0.3})
-    async with proxy(config, tmp_path) as p:
-        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
-        writer.write(JAVA[:-2])
-        assert (await answer(reader))[0] == 408
-        writer.close()
-
-
-async def test_a_head_of_repetitions_has_the_size_that_came() -> None:
-    """The limit of a head is one of what a client sends, so that it ends."""
-    async with serving(echo) as (runner, reader, _):
-        connection = await only_connection(runner)
-        connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n")
-        for _ in range(100):
-            connection.data_received(TYPE)
-        assert (await answer(reader))[0] == 431
-
-
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
-HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"\r\n"
 
 
 async def only_connection(runner: Runner) -> RequestHandler:
@@ -175,24 +187,8 @@ async def test_a_value_is_never_read_as_a_head(first: bytes, end: int) -> None:
         assert await asyncio.wait_for(reader.read(), 5) == b""
 
 
-async def test_behind_a_long_body_it_is_one_header() -> None:
-    """More than is held of it, so that the parser pauses until it is read."""
-    long, half = b"x" * 3 * READ_BUFFER, READ_BUFFER * 5 // 2
-    async with serving(echo) as (runner, reader, _):
-        connection = await only_connection(runner)
-        connection.data_received(
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(long), long[:half])
-        )
-        assert connection._reading_paused
-        await until(lambda: not connection._reading_paused)
-        connection.data_received(long[half:])
-        assert (await answer(reader))[0] == 200
-        connection.data_received(SAME + b"\r\n" + BODY)
-        assert (await answer(reader))[0] == 200
-
-
 async def test_requests_are_as_they_were_sent_however_they_are_cut() -> None:
-    """What cannot be told apart from another request is refused with all that follows it."""
+    """What cannot be told apart from another request is refused with all that follows it, or the connection ends."""
     draw, served = random.Random(5), 0
     for _ in range(100):
         asked: list[tuple[str, bytes]] = []
@@ -205,7 +201,7 @@ async def test_requests_are_as_they_were_sent_however_they_are_cut() -> None:
         for n in range(3):
             body = draw.choice([b"", b"a", b"\r\n\r\n", HIDDEN, BODY])
             lines = [TYPE, TYPE, b"X-Note: GET /hidden HTTP/1.1\r\n", b"Content-Length: %d\r\n" % len(body)]
-            lines = lines[draw.randrange(2) :]
+            lines = lines[draw.choice([0, 1, 1]) :]
             draw.shuffle(lines)
             sent += b"POST /%d HTTP/1.1\r\nHost: x\r\n%b\r\n%b" % (n, b"".join(lines), body)
             wanted.append((f"/{n}", body))
@@ -218,8 +214,9 @@ async def test_requests_are_as_they_were_sent_however_they_are_cut() -> None:
                 for _ in range(draw.choice([0, 20])):
                     await asyncio.sleep(0)
             codes: list[int] = []
-            while len(codes) < 3 and 400 not in codes:
-                codes.append((await answer(reader))[0])
-        assert (asked, codes[len(asked) :]) == (wanted[: len(asked)], [400] if len(asked) < 3 else [])
+            while len(codes) < 3 and 400 not in codes and (code := await next_code(reader)):
+                codes.append(code)
+        assert asked == wanted[: len(asked)]
+        assert codes in ([200] * len(asked), [200] * len(asked) + [400])
         served += len(asked)
-    assert served > 100
+    assert served > 80

@@ -297,9 +297,11 @@ def unusual(connection: RequestHandler) -> RawRequestMessage | BaseException | N
     return message if message.upgrade and not connection._upgraded else None
 
 
-def end_after(connection: RequestHandler, message: RawRequestMessage) -> None:
-    """The answer to `message`, the latest request, will end the connection."""
-    connection._messages[-1] = message._replace(should_close=True), connection._messages[-1][1]
+def end_after_latest(connection: RequestHandler) -> None:
+    """The answer to the latest request will end `connection`, as a refusal does anyway."""
+    message, payload = connection._messages[-1]
+    if isinstance(message, RawRequestMessage):
+        connection._messages[-1] = message._replace(should_close=True), payload
 
 
 def is_unparsed(connection: RequestHandler) -> bool:

@@ -28,7 +28,7 @@ from manallm_proxy.http_server import aiohttp_internals as internals
 from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.body_writer import Limits, stall_guard
 from manallm_proxy.http_server.deadlines import Deadlines
-from manallm_proxy.http_server.parser_internals import ends_with, is_read_up, refusal_of, take_back, without_repeats
+from manallm_proxy.http_server.parser_internals import refusal_of, take_back, without_repeats
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
@@ -84,11 +84,9 @@ class _Connection(internals.OneTaskHandler):
 
     __slots__ = (
         "_all",
-        "_head",
         "_head_limit",
         "_head_size",
         "_heads",
-        "_is_apart",
         "_is_awaited",
         "_is_over",
         "_left",
@@ -106,10 +104,6 @@ class _Connection(internals.OneTaskHandler):
         """Whether there is a limit to the wait for a head."""
         self._is_over = False
         """Whether its last answer has been written: what comes is dropped."""
-        self._head = bytearray()
-        """Of a head that came in parts: those before the last one."""
-        self._is_apart = True
-        """Whether each request so far ended with a read, so that `_head` is all that has come of the next head."""
         self._head_size = 0
         """Bytes received of a head that is not complete."""
         self._left = 0
@@ -136,30 +130,21 @@ class _Connection(internals.OneTaskHandler):
         between = self._payload.is_eof()
         if between and self._head_size + len(data) > self._head_limit and self._refuse_long_head(data):
             return
-        had = 0 if between else -1 if self._reading_paused else self._payload.total_bytes
         payload = self.take(data)
         if payload is not None:
-            if not between:
-                self._is_apart = False
-                if not self._payload.is_eof():
-                    # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
-                    self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
+            if not between and not self._payload.is_eof():
+                # its chunks broke off: aiohttp only queues the error, and whoever reads the body would wait on
+                self._payload.set_exception(web.RequestPayloadError("a chunk is malformed"))
             self._payload = payload
-            size, self._head_size = self._head_size + len(data), 0
             self._left = self._body_left(data, payload)
-            if self._head_size:
-                self._head_size = size  # what it repeats counts, too
-            elif self._is_awaited:
+            self._head_size = 0
+            if self._is_awaited:
                 self._is_awaited = False
                 self._heads.end(self)
-                self._head = bytearray()
         elif data and between and not internals.is_unparsed(self):
             self._head_size += len(data)
-            self._head += data
             if not self._is_awaited:
                 self._await_head()
-        elif not between and self._is_apart:
-            self._is_apart = had >= 0 and is_read_up(self, self._payload, data, had + len(data))
 
     def _body_left(self, data: bytes, payload: StreamReader) -> int:
         """Of a request for a protocol that is not spoken here, whose head ended in `data`: how many bytes of its body
@@ -169,8 +154,6 @@ class _Connection(internals.OneTaskHandler):
         these bytes are read alone, and where something may have been dropped the answer ends the connection.
         """
         message = internals.unusual(self)
-        if self._is_apart and not isinstance(message, BaseException):
-            self._is_apart = ends_with(self, payload, bytes(self._head) + data if self._head else data)
         if message is None:
             return 0
         if isinstance(message, BaseException):
@@ -179,16 +162,19 @@ class _Connection(internals.OneTaskHandler):
         if not (message.chunked or payload.is_eof()):
             return length - payload.total_bytes
         if message.chunked or head < 0 or head + 4 + length != len(data):
-            internals.end_after(self, message)
+            internals.end_after_latest(self)
         return 0
 
     def _take_again(self, data: bytes, refusal: BaseException) -> int:
-        """Takes a head that ends in `data` once more, if only a harmless repetition was refused. As `_body_left`."""
-        head, self._head = bytes(self._head), bytearray()
-        once = without_repeats(refusal, head + data)
-        if once is None or not self._is_apart or self._is_left or not take_back(self):
+        """Takes a head once more, if only a harmless repetition in it was refused. As `_body_left`.
+
+        Only the first head of a connection, and only if it came in one read: then `data` is all that has ever come, and
+        begins with it. A later read may begin in the middle of a head or of a body, which would be taken for a request.
+        """
+        if self._head_size or (once := without_repeats(refusal, data)) is None or not take_back(self):
             return 0
         self.data_received(once)
+        internals.end_after_latest(self)  # so that this client's next request begins a connection, too
         return self._left
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -1,8 +1,9 @@
 """aiohttp's request parser: what it refuses and why, and how a connection gets a new one.
 
 Since 3.13.4 it refuses a request that has a header twice of which there may be one, even with the same value. Clients
-do that: ollama4j with ``Content-Type`` in each GET. Other servers take them, and so does this one, where both say the
-same and nothing depends on it. Whatever decides where a request ends, or for whom it is, is refused as before.
+do that: ollama4j with ``Content-Type`` in each GET. Other servers take them, and so does this one at the beginning of a
+connection, where both say the same and nothing depends on it. Whatever decides where a request ends, or for whom it is,
+is refused as before.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 """The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
 _REPEATED: Final = re.compile(r"Duplicate '([A-Za-z-]+)' header found\.")
 """As above; the name is one of some ten that aiohttp knows."""
-_EMPTY_LINE: Final = b"\r\n\r\n"
-"""The end of a head, and of a body in chunks."""
 _HARMLESS: Final = (b"content-type", b"user-agent")
 
 
@@ -38,16 +37,12 @@ def refusal_of(error: BaseException | None, header_limit: int) -> ProxyError:
 
 
 def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
-    """`data`, which begins with a head, without the repetitions in it that did no harm; None if `error` is another one.
-
-    The head may be incomplete: its last line is left alone.
-    """
-    if not (isinstance(error, BadHttpMessage) and _REPEATED.fullmatch(error.message)):
+    """`data`, which begins with a whole head, without the repetitions in it that did no harm; None if `error` is not
+    about these."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not (end and isinstance(error, BadHttpMessage) and _REPEATED.fullmatch(error.message)):
         return None
-    head, end, rest = data.partition(_EMPTY_LINE)
-    *lines, last = head.split(b"\r\n")
-    if end:
-        lines.append(last)
+    lines = head.split(b"\r\n")
     seen: dict[bytes, bytes] = {}
     kept = []
     for line in lines:
@@ -56,36 +51,16 @@ def without_repeats(error: BaseException | None, data: bytes) -> bytes | None:
         if name not in _HARMLESS or seen.get(name) != value:
             kept.append(line)
             seen.setdefault(name, value)
-    if len(kept) == len(lines):
-        return None
-    return b"\r\n".join(kept if end else [*kept, last]) + end + rest
-
-
-def is_read_up(connection: RequestHandler, payload: StreamReader, data: bytes, size: int) -> bool:
-    """Whether the parser holds nothing of a request behind the one whose body is `payload`; False if that is unsure.
-
-    `data` came last; `payload` has `size` bytes if it is the end of `data`. A head that is not complete has no empty
-    line, and a parser that paused goes on with no data.
-    """
-    if connection._buffer_paused:
-        return False
-    if not payload.is_eof():
-        return True
-    is_end = data != b"" and (size == payload.total_bytes or data.endswith(_EMPTY_LINE))
-    return is_end and not connection._reading_paused
-
-
-def ends_with(connection: RequestHandler, payload: StreamReader, data: bytes) -> bool:
-    """As `is_read_up`, for the `data` that the request begins with."""
-    return is_read_up(connection, payload, data, len(data) - data.find(_EMPTY_LINE) - 4)
+    return b"\r\n".join(kept) + end + rest if len(kept) < len(lines) else None
 
 
 def take_back(connection: RequestHandler) -> bool:
-    """Forgets the refusal that `connection` has queued, and whatever its parser has read; False if it may not."""
-    if len(connection._messages) != 1:
+    """Forgets the refusal of the first request of `connection`, and what its parser has read; False if another one
+    came before it."""
+    if connection._request_count != 1:
         return False
     connection._messages.clear()
-    connection._request_count -= 1
+    connection._request_count = 0
     _renew_parser(connection)
     return True
 
