@@ -147,3 +147,10 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     name = re.sub(r"\W", "_", request.node.name)[:24]
     fork = os.environ.get("TESTS_FORK", "")
     return tmp_path_factory.mktemp(f"{name}-{fork}-{next(NUMBERS)}", numbered=False)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """The folder of a second instance."""
+    (folder := tmp_path / "two").mkdir()
+    return folder

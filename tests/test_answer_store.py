@@ -103,19 +103,22 @@ async def test_age_is_the_configurations_and_the_requests_to_limit(tmp_path: Pat
             assert await asked() == "miss"
 
 
+PART, PARTS = bytes(HELD // 4), 12
+"""Three times what is held, in so many parts."""
+
+
+async def produce_more_than_is_held(flight: Flight) -> None:
+    for _ in range(PARTS):
+        flight.put(PART)
+        await flight.room()
+    flight.complete(None, b"end")
+
+
 async def test_more_than_is_held_waits_for_the_slowest() -> None:
     """Nobody can join then; who is there gets all of it, and it is not kept."""
     flight = Flight(Form(stream=True))
-    part, number = bytes(HELD // 4), 12
-
-    async def produce(flight: Flight) -> None:
-        for _ in range(number):
-            flight.put(part)
-            await flight.room()
-        flight.complete(None, b"end")
-
     with flight.join() as seat:
-        flight.start(produce, lambda: None)
+        flight.start(produce_more_than_is_held, lambda: None)
         assert flight.is_open
         await until(lambda: flight.part_count == 5)
         await asyncio.sleep(0)
@@ -123,29 +126,21 @@ async def test_more_than_is_held_waits_for_the_slowest() -> None:
         size = 0
         async for data in seat.parts():
             size += len(data)
-        assert (size, flight.last, flight.held()) == (number * len(part), b"end", None)
+        assert (size, flight.last, flight.held()) == (PARTS * len(PART), b"end", None)
         assert not flight.is_open
 
 
 async def test_who_reads_nothing_and_leaves_holds_nobody_up() -> None:
     """Until it leaves the provider waits for it, however much the others have read."""
     flight = Flight(Form(stream=True))
-    part, number = bytes(HELD // 4), 12
-
-    async def produce(flight: Flight) -> None:
-        for _ in range(number):
-            flight.put(part)
-            await flight.room()
-        flight.complete(None)
-
     with flight.join() as quick:
         with flight.join() as slow:
-            flight.start(produce, lambda: None)
+            flight.start(produce_more_than_is_held, lambda: None)
             reading = quick.parts()
             while quick.read < 5:
                 await anext(reading)
             few = slow.parts()
-            assert len(await anext(few)) == 5 * len(part)
+            assert len(await anext(few)) == 5 * len(PART)
             while quick.read < 10:
                 await anext(reading)
             for _ in range(3):  # turns, in which the provider sees that there is no room
@@ -153,7 +148,7 @@ async def test_who_reads_nothing_and_leaves_holds_nobody_up() -> None:
             assert (flight.part_count, slow.read, flight.has_room) == (10, 5, False), "no more than that is held"
         async for _ in reading:
             pass
-        assert (quick.read, flight.has_room, flight.is_open) == (number, True, False)
+        assert (quick.read, flight.has_room, flight.is_open) == (PARTS, True, False)
 
 
 async def test_a_flight_is_joined_while_all_of_it_is_there() -> None:

@@ -93,7 +93,7 @@ def test_a_cooling_is_shared_by_all() -> None:
     assert health.refusal("m", 160.0) == Skip("cooling", 600.0, "rate_limited")
 
 
-async def test_instances_tell_each_other(redis: RedisServer, tmp_path: Path) -> None:
+async def test_instances_tell_each_other(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """A rate limit and an outage reach the other within a second, before and after Redis was away."""
 
     async def limited(connection: Connection, seen: Seen) -> None:
@@ -103,8 +103,6 @@ async def test_instances_tell_each_other(redis: RedisServer, tmp_path: Path) -> 
             line = "429 Too Many Requests" if seen.json["model"] == "m" else "500 Oh"
             await connection.reply({"error": {"message": "no"}}, line, extra="Retry-After: 40\r\n")
 
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(limited)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:
@@ -129,10 +127,8 @@ async def test_instances_tell_each_other(redis: RedisServer, tmp_path: Path) -> 
             await until(lambda: here("worse") == "unhealthy", 1)
 
 
-async def test_an_outage_reaches_who_was_served_a_moment_ago(redis: RedisServer, tmp_path: Path) -> None:
+async def test_an_outage_reaches_who_was_served_a_moment_ago(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """By a probe of its own."""
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:

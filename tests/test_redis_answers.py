@@ -199,10 +199,9 @@ async def test_a_long_entry_is_read_in_parts(redis: RedisServer) -> None:
     await real.close()
 
 
-async def test_two_instances_share_what_they_keep(redis: RedisServer, tmp_path: Path) -> None:
+async def test_two_instances_share_what_they_keep(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """Under keys that begin with our name and a version, and that expire."""
-    config, two = shared(redis.url), tmp_path / "two"
-    two.mkdir()
+    config = shared(redis.url)
     async with upstream(each(answers)) as server:
         config["providers"]["up"] = openai(server.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:

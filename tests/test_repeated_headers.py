@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.http_server.aiohttp_server import Handler, Runner
 from tests.cases import every
 from tests.one_connection import GET, serving, until
 from tests.proxy import proxy, settings
@@ -49,6 +49,16 @@ async def echo(request: web.BaseRequest) -> web.Response:
     """The body, behind how many headers of these two there are."""
     counts = [len(request.headers.getall(name, [])) for name in ("Content-Type", "User-Agent")]
     return web.Response(body=json.dumps(counts).encode() + await request.read())
+
+
+def noting(asked: list[str]) -> Handler:
+    """Answers at once, whatever the body, and notes for which path."""
+
+    async def answers(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text="ok")
+
+    return answers
 
 
 async def test_javas_client_for_ollama_is_answered(tmp_path: Path) -> None:
@@ -91,12 +101,7 @@ async def test_what_came_with_it_is_served_before_the_end() -> None:
 async def test_a_head_in_parts_is_refused() -> None:
     """The later part may begin in the middle of a value, and look like a head of its own."""
     asked: list[str] = []
-
-    async def answers(request: web.BaseRequest) -> web.Response:
-        asked.append(request.path)
-        return web.Response(text="ok")
-
-    async with serving(answers) as (runner, reader, _):
+    async with serving(noting(asked)) as (runner, reader, _):
         connection = await only_connection(runner)
         connection.data_received(b"GET / HTTP/1.1\r\nX-Note: ")
         connection.data_received(HIDDEN)
@@ -142,14 +147,9 @@ async def test_behind_another_request_it_is_refused() -> None:
 async def test_a_body_is_never_read_as_a_head() -> None:
     """Also where its request is answered already: it would be another one, which a proxy in front has not seen."""
     asked: list[str] = []
-
-    async def answers_at_once(request: web.BaseRequest) -> web.Response:
-        asked.append(request.path)
-        return web.Response(text="ok")
-
     after = b"GET /next HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"\r\n"
     hidden = b"POST /hidden HTTP/1.1\r\nHost: x\r\n" + TYPE + TYPE + b"Content-Length: %d\r\n\r\n" % len(after)
-    async with serving(answers_at_once) as (_, reader, writer):
+    async with serving(noting(asked)) as (_, reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (1 + len(hidden)) + b"a")
         assert (await answer(reader))[0] == 200
         writer.write(hidden + after)
@@ -171,13 +171,7 @@ async def only_connection(runner: Runner) -> RequestHandler:
 async def test_a_value_is_never_read_as_a_head(first: bytes, end: int) -> None:
     """Where a head begins in the read that another request ends in, the next read is the middle of it."""
     asked: list[str] = []
-
-    async def answers(request: web.BaseRequest) -> web.Response:
-        await request.read()
-        asked.append(request.path)
-        return web.Response(text="ok")
-
-    async with serving(answers) as (runner, reader, _):
+    async with serving(noting(asked)) as (runner, reader, _):
         connection = await only_connection(runner)
         connection.data_received(first[:end])
         connection.data_received(first[end:] + b"GET /second HTTP/1.1\r\nX-Note: ")

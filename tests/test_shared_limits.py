@@ -54,10 +54,8 @@ def test_what_passed_elsewhere_is_estimated_where_nobody_can_be_asked() -> None:
     assert window.remaining(100.0 + 2 * SPAN) == 10
 
 
-async def test_a_limit_is_one_for_all(redis: RedisServer, tmp_path: Path) -> None:
+async def test_a_limit_is_one_for_all(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """Exactly, however many ask at once; a refusal says when to come again."""
-    two = tmp_path / "two"
-    two.mkdir()
     key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 10}
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url, auth={"keys": [key]})
@@ -75,10 +73,8 @@ async def test_a_limit_is_one_for_all(redis: RedisServer, tmp_path: Path) -> Non
             assert 0 < redis.client().pttl(names[0]) <= 60_000
 
 
-async def test_without_the_server_each_counts_by_itself(redis: RedisServer, tmp_path: Path) -> None:
+async def test_without_the_server_each_counts_by_itself(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """By what it knew of the others; a foreign value in the way is removed."""
-    two = tmp_path / "two"
-    two.mkdir()
     key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 10}
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url, auth={"keys": [key]})

@@ -30,10 +30,8 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-async def test_responses_are_found_by_every_instance(redis: RedisServer, tmp_path: Path) -> None:
+async def test_responses_are_found_by_every_instance(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """A conversation goes on at another instance, whose clients' keys may differ; a deleted one is gone everywhere."""
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:
@@ -63,10 +61,8 @@ async def test_responses_are_found_by_every_instance(redis: RedisServer, tmp_pat
             assert not any(first["id"].encode() in name for name in names)
 
 
-async def test_a_response_that_is_poisoned_is_unknown(redis: RedisServer, tmp_path: Path) -> None:
+async def test_a_response_that_is_poisoned_is_unknown(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """Also to the instance that kept none of its own; what stood there is deleted."""
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:
@@ -103,10 +99,9 @@ async def test_a_deleted_response_stays_deleted_whatever_is_on_its_way(redis: Re
                 redis.client().flushall()
 
 
-async def test_a_cluster_drops_what_is_deleted_also_where_it_is_full(tmp_path: Path) -> None:
+async def test_a_cluster_drops_what_is_deleted_also_where_it_is_full(tmp_path: Path, two: Path) -> None:
     """Where the library's pipeline has no UNLINK of its own."""
-    port, two = free_port(), tmp_path / "two"
-    two.mkdir()
+    port = free_port()
     with redis_server(tmp_path, None, "--port", str(port), "--cluster-enabled", "yes") as redis:
         redis.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         await until(lambda: redis.client().cluster("INFO")["cluster_state"] == "ok")
@@ -125,11 +120,9 @@ async def test_a_cluster_drops_what_is_deleted_also_where_it_is_full(tmp_path: P
 
 
 async def test_what_is_deleted_while_the_server_is_away_is_deleted_there_too(
-    redis: RedisServer, tmp_path: Path
+    redis: RedisServer, tmp_path: Path, two: Path
 ) -> None:
     """Once it is back; for all instances, also where it refuses what takes room, and where this process ends soon."""
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, two) as other:
@@ -153,11 +146,9 @@ async def test_what_is_deleted_while_the_server_is_away_is_deleted_there_too(
             assert (await other.get(f"/v1/responses/{last}"))[0] == 404
 
 
-async def test_what_many_items_stand_for_is_asked_together(redis: RedisServer, tmp_path: Path) -> None:
+async def test_what_many_items_stand_for_is_asked_together(redis: RedisServer, tmp_path: Path, two: Path) -> None:
     """Reasoning that a client sends back without its data, with each turn: one after the other would take as many round
     trips to the server."""
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:
@@ -172,10 +163,10 @@ async def test_what_many_items_stand_for_is_asked_together(redis: RedisServer, t
             assert len(redis.client().client_list()) - before > AT_A_TIME // 2  # connections, each with one at a time
 
 
-async def test_what_only_the_server_has_is_not_unknown_while_it_is_away(redis: RedisServer, tmp_path: Path) -> None:
+async def test_what_only_the_server_has_is_not_unknown_while_it_is_away(
+    redis: RedisServer, tmp_path: Path, two: Path
+) -> None:
     """A client would give up its conversation, and no SDK tries a 400 or a 404 again; they do so with a 503."""
-    two = tmp_path / "two"
-    two.mkdir()
     async with upstream(each(answers)) as server:
         config = settings({"up": openai(server.url)}, state=redis.url)
         async with proxy(config, tmp_path) as one, proxy(config, two) as other:
